@@ -1,0 +1,51 @@
+//! The clock as an argument.
+//!
+//! Nothing below the worker reads a clock: the worker reads it once per pass of its loop and hands the value
+//! down, and the simulation hands down a virtual one.
+
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+/// A point on a monotonic clock, in nanoseconds since an arbitrary start.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
+pub struct Now(pub u64);
+
+impl Now {
+    /// Reads the kernel's monotonic clock (`CLOCK_MONOTONIC`).
+    pub fn read() -> Self {
+        match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+            Ok(time) => Self(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64),
+            // The monotonic clock exists on every Linux; were it refused, time would stand still.
+            Err(_) => Self(0),
+        }
+    }
+
+    /// Whole microseconds since the clock's start, wrapping at 32 bits.
+    pub fn micros32(self) -> u32 {
+        (self.0 / 1_000) as u32
+    }
+
+    /// Whole milliseconds since the clock's start, wrapping at 32 bits: the granularity of TCP timestamps.
+    pub fn millis32(self) -> u32 {
+        (self.0 / 1_000_000) as u32
+    }
+
+    /// Nanoseconds from `earlier` to `self`, zero when `earlier` is later.
+    pub fn since(self, earlier: Now) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Now {
+    type Output = Now;
+    fn add(self, rest: Duration) -> Now {
+        Now(self.0.saturating_add(rest.as_nanos() as u64))
+    }
+}
+
+impl Sub<Now> for Now {
+    type Output = Duration;
+    fn sub(self, earlier: Now) -> Duration {
+        Duration::from_nanos(self.since(earlier))
+    }
+}
