@@ -77,13 +77,9 @@ impl<T> Slab<T> {
 
     /// Puts a record in, or gives it back when the slab is full.
     pub fn insert(&mut self, record: T) -> Result<Slot, T> {
-        if self.len >= self.capacity || (self.free == NONE && !self.grow()) {
-            return Err(record);
-        }
-        let index = self.free;
-        match self.entry_mut(index) {
+        let Some(slot) = self.vacancy() else { return Err(record) };
+        match self.entry_mut(slot.index) {
             Some(entry) => {
-                let slot = Slot { index, generation: entry.generation };
                 let next_free = entry.next_free;
                 entry.record = Some(record);
                 self.free = next_free;
@@ -92,6 +88,20 @@ impl<T> Slab<T> {
             }
             None => Err(record),
         }
+    }
+
+    /// The slot that the next insertion will use, or `None` when the slab is full.
+    pub fn vacancy(&mut self) -> Option<Slot> {
+        if self.len >= self.capacity || (self.free == NONE && !self.grow()) {
+            return None;
+        }
+        let index = self.free;
+        self.entry(index).map(|entry| Slot { index, generation: entry.generation })
+    }
+
+    /// One past the largest index that was ever in use, rounded up.
+    pub fn index_bound(&self) -> u32 {
+        (self.chunks.len() * CHUNK) as u32
     }
 
     /// The record of a slot, or `None` when it is gone.
@@ -124,7 +134,7 @@ impl<T> Slab<T> {
 
     /// The slots in use. For shutting down and for reports: never on the path of a frame.
     pub fn slots(&self) -> Vec<Slot> {
-        (0..(self.chunks.len() * CHUNK) as u32).filter_map(|index| self.slot_at(index)).collect()
+        (0..self.index_bound()).filter_map(|index| self.slot_at(index)).collect()
     }
 }
 
@@ -135,7 +145,9 @@ mod tests {
     #[test]
     fn a_stale_slot_finds_nothing() {
         let mut slab = Slab::new(10);
+        let vacancy = slab.vacancy();
         let first = slab.insert("first").unwrap();
+        assert_eq!(vacancy, Some(first));
         assert_eq!(slab.remove(first), Some("first"));
         let second = slab.insert("second").unwrap();
         assert_eq!(second.index, first.index);

@@ -17,6 +17,16 @@ impl Address {
         Self(Ipv4Addr::from(bytes).to_ipv6_mapped())
     }
 
+    /// An IPv4 address, in constants.
+    pub const fn of_v4(ip: Ipv4Addr) -> Self {
+        Self(ip.to_ipv6_mapped())
+    }
+
+    /// An IPv6 address, in constants.
+    pub const fn of_v6(ip: Ipv6Addr) -> Self {
+        Self(ip)
+    }
+
     /// The IPv6 address in sixteen bytes, network order. A mapped address becomes IPv4.
     pub fn v6(bytes: [u8; 16]) -> Self {
         Self(Ipv6Addr::from(bytes))

@@ -107,6 +107,11 @@ impl Send {
         self.discarded
     }
 
+    /// How often the time-out was doubled since the last progress.
+    pub fn backoffs(&self) -> u8 {
+        self.timer.backoffs()
+    }
+
     /// Whether everything sent was acknowledged.
     pub fn is_quiet(&self) -> bool {
         self.una == self.max

@@ -88,6 +88,9 @@ pub struct TcpRelay {
     acknowledge_at: Option<Now>,
 }
 
+/// Acknowledged bytes are discarded when there are so many: often enough that the peer's window stays open.
+const DISCARD_BYTES: u32 = 64 << 10;
+
 const NOTHING: Disposition = Disposition::Payload(Payload::Nothing);
 
 fn refuse(reason: DropReason) -> Disposition {
@@ -152,6 +155,11 @@ impl TcpRelay {
             State::Closed(over) => Some(over),
             _ => None,
         }
+    }
+
+    /// When the connection began.
+    pub fn opened(&self) -> Now {
+        self.opened
     }
 
     /// Whether the host socket is not needed any more.
@@ -508,6 +516,13 @@ impl TcpRelay {
         let head = self.head(seq, flags, len, now);
         self.send.sent(seq, len, now);
         head
+    }
+
+    /// Whether acknowledged bytes at the start of the socket's receive queue should be discarded now rather than
+    /// with the next peek: there are many, or there will be no next peek.
+    pub fn wants_discard(&self) -> bool {
+        let bytes = self.send.discardable();
+        bytes >= DISCARD_BYTES || (bytes > 0 && (self.is_host_done() || self.send.fin_acknowledged()))
     }
 
     /// Bytes at the start of the socket's receive queue that are acknowledged and to be discarded; counted as gone.

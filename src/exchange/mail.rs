@@ -1,0 +1,132 @@
+//! What workers and the slow path tell each other.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::frame::address::Endpoint;
+use crate::frame::drop_reason::DropReason;
+use crate::frame::offload::Offload;
+use crate::frame::view::HEAD_LEN;
+use crate::io::Buffers;
+use crate::link::OutboundFrame;
+use crate::policy::addresses::Addresses;
+
+/// A frame in memory of its own: handed over by another worker, or put together from fragments.
+pub struct OwnedFrame {
+    /// The frame, from the Ethernet header on, in one slot.
+    pub bytes: Buffers,
+    /// Its length.
+    pub len: usize,
+    /// What its virtio-net header said.
+    pub offload: Result<Offload, DropReason>,
+}
+
+impl OwnedFrame {
+    /// The frame as a link would show it.
+    pub fn as_outbound(&self) -> OutboundFrame<'_> {
+        OutboundFrame {
+            head: self.bytes.bytes(0, self.len.min(HEAD_LEN)),
+            len: self.len,
+            offload: self.offload,
+        }
+    }
+
+    /// A frame that holds a copy of `bytes`.
+    pub fn copy_of(bytes: &[u8], offload: Offload) -> Self {
+        let mut memory = Buffers::new(1, bytes.len().max(1));
+        memory.bytes_mut(0, bytes.len()).copy_from_slice(bytes);
+        Self { bytes: memory, len: bytes.len(), offload: Ok(offload) }
+    }
+}
+
+/// A port of the host that is published to the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Publication {
+    /// Its number, unique in this process.
+    pub id: u32,
+    /// The port of the guest.
+    pub guest_port: u16,
+    /// Whether connections that come from the host's own loopback are wanted only.
+    pub protocol: PublishedProtocol,
+    /// Whether a refusal of the guest is told to the slow path, so that it stops listening for a while.
+    pub mirror_refusal: bool,
+}
+
+/// What a published port speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum PublishedProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What a worker is told; `S` is a socket.
+pub enum ToWorker<S> {
+    /// A whole frame for the guest, checksums complete.
+    FrameToGuest(Vec<u8>),
+    /// A frame from the guest that belongs here.
+    FrameFromGuest(OwnedFrame),
+    /// Clients of a published port come from this socket (a listener, or a bound datagram socket).
+    Publish(Publication, S),
+    /// The port is not published any more; `sever` resets its connections too.
+    Unpublish {
+        /// Which publication.
+        id: u32,
+    },
+    /// New addresses and rules.
+    Addresses(Arc<Addresses>),
+    /// Reset everything and end.
+    Stop,
+}
+
+/// A service that hythe itself offers to the guest over TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Service {
+    /// DNS, on port 53 of the gateway.
+    Dns,
+}
+
+impl Service {
+    /// The service on a TCP port of the gateway.
+    pub fn on_gateway_port(port: u16) -> Option<Self> {
+        match port {
+            53 => Some(Self::Dns),
+            _ => None,
+        }
+    }
+}
+
+/// What the slow path is told.
+pub enum ToSlow {
+    /// A frame from the guest for hythe itself. The transport checksum has been verified or completed.
+    Frame {
+        /// The worker whose link it came from, and to which answers go.
+        worker: u8,
+        /// The frame, from the Ethernet header on.
+        frame: Vec<u8>,
+    },
+    /// The guest has opened a stream to a service: its other end.
+    Stream {
+        /// Which service.
+        service: Service,
+        /// The end that the service reads and writes.
+        socket: OwnedFd,
+        /// Who opened it.
+        guest: Endpoint,
+    },
+    /// The guest refused a connection to a published port.
+    Refused {
+        /// Which publication.
+        publication: u32,
+    },
+    /// A copy of a frame, for capture.
+    Captured {
+        /// When, in nanoseconds since the epoch.
+        time_ns: u64,
+        /// Whether it came from the guest.
+        outbound: bool,
+        /// The frame.
+        bytes: Vec<u8>,
+    },
+}

@@ -1,0 +1,243 @@
+//! Engines: who carries out operations on descriptors and says when a descriptor is ready.
+//!
+//! Two engines with one surface: [`uring`] (io_uring) and [`epoll`] (mio), chosen at start. The surface is that of a
+//! proactor whose operations never wait: a batch is handed over and is done when [`Engine::run`] returns, in one
+//! system call (io_uring) or one a piece (epoll). Readiness comes edge-triggered from [`Engine::wait`], because data
+//! that was peeked leaves a socket readable.
+
+pub mod direct;
+pub mod epoll;
+pub mod uring;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use crate::flow::slab::{GENERATION_MASK, Slot};
+use crate::io::Operations;
+
+/// What a descriptor belongs to. The engine hands it back with each event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Token {
+    /// What kind of thing; the caller's choice below 128.
+    pub kind: u8,
+    /// Which one.
+    pub slot: Slot,
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        u64::from(self.kind & 0x7f) << 56
+            | u64::from(self.slot.generation & GENERATION_MASK) << 32
+            | u64::from(self.slot.index)
+    }
+
+    fn unpack(word: u64) -> Self {
+        let generation = (word >> 32) as u32 & GENERATION_MASK;
+        Self { kind: (word >> 56) as u8, slot: Slot { index: word as u32, generation } }
+    }
+}
+
+/// A descriptor became ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Whose.
+    pub token: Token,
+    /// There is something to read.
+    pub readable: bool,
+    /// There is room to write.
+    pub writable: bool,
+    /// The peer has closed its direction, or the socket failed.
+    pub closed: bool,
+    /// Something waits in the error queue, or the socket failed.
+    pub failed: bool,
+}
+
+/// How much work an engine did, for reports and for tests that count.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// System calls made.
+    pub system_calls: u64,
+    /// Operations carried out.
+    pub operations: u64,
+    /// Times the thread went to sleep.
+    pub sleeps: u64,
+}
+
+/// An engine.
+pub trait Engine {
+    /// Carries out every operation of the batch; their results are in when this returns.
+    fn run(&mut self, operations: &mut Operations);
+
+    /// Reports readiness of `fd` from now on, edge-triggered, both directions.
+    fn watch(&mut self, fd: RawFd, token: Token) -> io::Result<()>;
+
+    /// Reports once when `fd` has something to read, also if it has already. For a link that was found empty: while
+    /// a worker is busy its link costs no wake-ups.
+    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()>;
+
+    /// Ends the reports. Must come before the descriptor is closed.
+    fn unwatch(&mut self, fd: RawFd, token: Token);
+
+    /// Appends what became ready to `events`; sleeps until something does or the time is up (`None`: for ever,
+    /// zero: not at all).
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>);
+
+    /// Work done so far.
+    fn counts(&self) -> EngineCounts;
+}
+
+/// Which engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineChoice {
+    /// io_uring where it works, else epoll.
+    #[default]
+    Auto,
+    /// io_uring.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+impl EngineChoice {
+    /// Decides `Auto` by trying; otherwise says why the wish cannot be fulfilled.
+    pub fn decide(self) -> Result<EngineKind, EngineError> {
+        match (self, uring::probe()) {
+            (Self::Epoll, _) => Ok(EngineKind::Epoll),
+            (Self::Auto | Self::IoUring, Ok(())) => Ok(EngineKind::IoUring),
+            (Self::Auto, Err(_)) => Ok(EngineKind::Epoll),
+            (Self::IoUring, Err(error)) => Err(EngineError(error)),
+        }
+    }
+}
+
+/// The engine that runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EngineKind {
+    /// io_uring.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// io_uring was asked for and cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--engine io-uring: this kernel or sandbox does not allow it ({0}); needed are Linux 6.1 and \
+     kernel.io_uring_disabled = 0; --engine epoll works without"
+)]
+pub struct EngineError(#[source] io::Error);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Kind;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    fn token(index: u32) -> Token {
+        Token { kind: 1, slot: Slot { index, generation: 5 } }
+    }
+
+    /// Both engines, each through the same script.
+    fn each(script: impl Fn(&mut dyn Engine)) {
+        script(&mut epoll::Epoll::new().unwrap());
+        script(&mut uring::Uring::new().unwrap());
+    }
+
+    #[test]
+    fn a_batch_is_done_when_run_returns() {
+        each(|engine| {
+            let (a, b) = UnixStream::pair().unwrap();
+            let mut buffers = crate::io::Buffers::new(300, 100);
+            buffers.bytes_mut(0, 5).copy_from_slice(b"hello");
+            let mut operations = Operations::default();
+            let sends: Vec<_> = (0..200)
+                .map(|_| operations.push(a.as_raw_fd(), Kind::Send, [buffers.piece(0).part(0, 5)]))
+                .collect();
+            engine.run(&mut operations);
+            for id in sends {
+                assert_eq!(operations.result(id).unwrap(), 5);
+            }
+            operations.clear();
+            let receives: Vec<_> =
+                (0..11).map(|i| operations.push(b.as_raw_fd(), Kind::Receive, [buffers.piece(i)])).collect();
+            engine.run(&mut operations);
+            for id in &receives[..10] {
+                assert_eq!(operations.result(*id).unwrap(), 100);
+            }
+            assert_eq!(operations.result(receives[10]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(buffers.bytes(3, 10), b"hellohello");
+        });
+    }
+
+    #[test]
+    fn readiness_comes_once_for_each_arrival() {
+        each(|engine| {
+            let (mut a, b) = UnixStream::pair().unwrap();
+            let mut events = Vec::new();
+            engine.watch(b.as_raw_fd(), token(7)).unwrap();
+            engine.wait(Some(Duration::ZERO), &mut events);
+            events.clear();
+            a.write_all(b"x").unwrap();
+            engine.wait(None, &mut events);
+            assert!(events.iter().any(|event| event.token == token(7) && event.readable));
+            events.clear();
+            engine.wait(Some(Duration::ZERO), &mut events);
+            assert_eq!(events, [], "unread data is not reported again");
+            a.write_all(b"x").unwrap();
+            drop(a);
+            engine.wait(None, &mut events);
+            assert!(events.iter().any(|event| event.closed));
+            events.clear();
+            engine.unwatch(b.as_raw_fd(), token(7));
+            engine.wait(Some(Duration::from_millis(1)), &mut events);
+            assert_eq!(events, []);
+        });
+    }
+
+    #[test]
+    fn arming_reports_what_is_there_already_and_only_once() {
+        each(|engine| {
+            let (mut a, b) = UnixStream::pair().unwrap();
+            let mut events = Vec::new();
+            for _ in 0..3 {
+                a.write_all(b"x").unwrap();
+                engine.arm(b.as_raw_fd(), token(9)).unwrap();
+                engine.wait(Some(Duration::from_secs(5)), &mut events);
+                assert!(events.iter().any(|event| event.token == token(9) && event.readable));
+                events.clear();
+                let mut operations = Operations::default();
+                let buffers = crate::io::Buffers::new(1, 10);
+                operations.push(b.as_raw_fd(), Kind::Receive, [buffers.piece(0)]);
+                engine.run(&mut operations);
+            }
+        });
+    }
+
+    #[test]
+    fn a_watched_descriptor_is_closed_for_its_peer_once_it_is_unwatched() {
+        each(|engine| {
+            let (a, b) = UnixStream::pair().unwrap();
+            engine.watch(b.as_raw_fd(), token(1)).unwrap();
+            engine.wait(Some(Duration::ZERO), &mut Vec::new());
+            engine.unwatch(b.as_raw_fd(), token(1));
+            drop(b);
+            engine.wait(Some(Duration::ZERO), &mut Vec::new());
+            a.set_nonblocking(true).unwrap();
+            let got = io::Read::read(&mut &a, &mut [0; 1]);
+            assert!(matches!(got, Ok(0)), "{got:?}");
+        });
+    }
+
+    #[test]
+    fn a_timeout_ends_the_wait() {
+        each(|engine| {
+            let start = std::time::Instant::now();
+            engine.wait(Some(Duration::from_millis(5)), &mut Vec::new());
+            assert!(start.elapsed() >= Duration::from_millis(4));
+        });
+    }
+}

@@ -1,0 +1,269 @@
+//! A tap device in the guest's network namespace.
+//!
+//! Frames carry the virtio-net header both ways (`IFF_VNET_HDR`), so a TCP segment of 64 KiB is one read or one write
+//! at any MTU. One queue a worker (`IFF_MULTI_QUEUE`). Each frame of a batch lies in a buffer of its own, in one
+//! piece.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use super::{Capabilities, InboundHead, Link, OutboundFrame, Received, Space};
+use crate::frame::build::HEAD_MAX;
+use crate::frame::offload::{HEADER_LEN, Offload};
+use crate::frame::view::{ETHERNET_LEN, HEAD_LEN};
+use crate::io::{Buffers, Kind, OperationId, Operations, Piece};
+
+/// The longest frame: an IP packet of 64 KiB in Ethernet.
+const FRAME_MAX: usize = ETHERNET_LEN + 65_535;
+
+/// Frames of an outbound batch at the most.
+const BATCH: usize = 64;
+
+/// Bytes of an outbound batch, about: what stays in the cache between the read and the send.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Frames of an inbound batch at the most.
+const SPACES: usize = 64;
+
+/// Room before an inbound payload: the virtio-net header and the longest head, rounded up to a cache line.
+const HEAD_ROOM: usize = (HEADER_LEN + HEAD_MAX).next_multiple_of(64);
+
+/// A queue of a tap device.
+pub struct Tap {
+    fd: OwnedFd,
+    capabilities: Capabilities,
+    outbound: Buffers,
+    /// Lengths of the batch's frames, the virtio-net header included.
+    lengths: Vec<usize>,
+    reads: Vec<OperationId>,
+    /// How many frames to ask for.
+    ask: usize,
+    mean_len: usize,
+    inbound: Buffers,
+    /// Slots of `inbound` that are free; the one used last, whose bytes are in the cache, on top.
+    free: Vec<u32>,
+    /// Committed frames: their slots, and their bytes with the head.
+    committed: Vec<(u32, Piece)>,
+    writes: Vec<(u32, OperationId)>,
+    closed: bool,
+}
+
+impl Tap {
+    /// Wraps a queue that [`create`] made.
+    pub fn new(fd: OwnedFd, mtu: u16, udp_segmentation: bool) -> Self {
+        Self {
+            fd,
+            capabilities: Capabilities { mtu, tcp_segmentation: true, udp_segmentation },
+            outbound: Buffers::new(BATCH, HEADER_LEN + FRAME_MAX),
+            lengths: Vec::with_capacity(BATCH),
+            reads: Vec::with_capacity(BATCH),
+            ask: 1,
+            mean_len: 1500,
+            inbound: Buffers::new(SPACES, HEAD_ROOM + FRAME_MAX),
+            free: (0..SPACES as u32).rev().collect(),
+            committed: Vec::with_capacity(SPACES),
+            writes: Vec::with_capacity(SPACES),
+            closed: false,
+        }
+    }
+}
+
+impl Link for Tap {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn ready_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    fn begin_receive(&mut self, operations: &mut Operations) {
+        self.reads.clear();
+        for slot in 0..self.ask {
+            let piece = self.outbound.piece(slot);
+            self.reads.push(operations.push(self.fd.as_raw_fd(), Kind::Read, [piece]));
+        }
+    }
+
+    fn end_receive(&mut self, operations: &Operations) -> Received {
+        self.lengths.clear();
+        let mut bytes = 0;
+        for id in &self.reads {
+            match operations.result(*id) {
+                Ok(len) if len > HEADER_LEN => {
+                    self.lengths.push(len);
+                    bytes += len;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.closed |= is_gone(&error);
+                    break;
+                }
+            }
+        }
+        let frames = self.lengths.len();
+        let empty = frames < self.ask;
+        if frames > 0 {
+            self.mean_len = self.mean_len - self.mean_len / 4 + bytes / frames / 4;
+        }
+        let most = (BATCH_BYTES / self.mean_len.max(1)).clamp(4, BATCH);
+        self.ask = if empty { (frames + 1).min(most) } else { (self.ask * 2).min(most) };
+        Received { frames, empty }
+    }
+
+    fn frame(&self, index: usize) -> Option<OutboundFrame<'_>> {
+        let len = *self.lengths.get(index)?;
+        let bytes = self.outbound.bytes(index, len.min(HEADER_LEN + HEAD_LEN));
+        Some(OutboundFrame {
+            head: &bytes[HEADER_LEN..],
+            len: len - HEADER_LEN,
+            offload: Offload::parse(bytes),
+        })
+    }
+
+    fn payload(&self, index: usize, from: usize, len: usize, take: &mut dyn FnMut(Piece)) {
+        let frame = self.outbound.piece(index).part(0, self.lengths[index]);
+        take(frame.part(HEADER_LEN + from, len));
+    }
+
+    fn release(&mut self) {
+        self.lengths.clear();
+    }
+
+    fn reserve(&mut self, _head_len: usize, payload_len: usize) -> Option<Space> {
+        let capacity = payload_len.min(FRAME_MAX);
+        self.free.pop().map(|index| Space { index, capacity })
+    }
+
+    fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
+        take(self.inbound.piece(space.index as usize).part(HEAD_ROOM, space.capacity));
+    }
+
+    fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
+        let slot = space.index as usize;
+        let start = HEAD_ROOM - HEADER_LEN - head.bytes.len();
+        let room = &mut self.inbound.bytes_mut(slot, HEAD_ROOM)[start..];
+        let checksum = (head.head.transport_start as u16, head.head.checksum_offset as u16);
+        head.offload.write(&mut room[..HEADER_LEN], head.v4, head.head.len as u16, checksum, 1);
+        room[HEADER_LEN..].copy_from_slice(head.bytes);
+        let frame = self.inbound.piece(slot).part(start, HEAD_ROOM - start + payload_len);
+        self.committed.push((space.index, frame));
+    }
+
+    fn cancel(&mut self, space: Space) {
+        self.free.push(space.index);
+    }
+
+    fn begin_publish(&mut self, operations: &mut Operations) {
+        self.writes.clear();
+        for (slot, frame) in self.committed.drain(..) {
+            self.writes.push((slot, operations.push(self.fd.as_raw_fd(), Kind::Write, [frame])));
+        }
+    }
+
+    fn end_publish(&mut self, operations: &Operations) -> usize {
+        let mut lost = 0;
+        for (slot, id) in self.writes.drain(..).rev() {
+            self.free.push(slot);
+            if let Err(error) = operations.result(id) {
+                lost += 1;
+                self.closed |= is_gone(&error);
+            }
+        }
+        lost
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed
+    }
+}
+
+/// The device was deleted, or its namespace ended.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO))
+}
+
+mod ioctl {
+    nix::ioctl_write_int!(set_interface, b'T', 202);
+    nix::ioctl_write_int!(set_offload, b'T', 208);
+    nix::ioctl_write_ptr!(set_header_len, b'T', 216, libc::c_int);
+    nix::ioctl_write_ptr!(set_little_endian, b'T', 220, libc::c_int);
+}
+
+/// Why a tap device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No /dev/net/tun.
+    #[error(
+        "cannot open /dev/net/tun ({0}): load the module (modprobe tun), or give the container the device"
+    )]
+    NoDevice(#[source] io::Error),
+    /// The device could not be set up.
+    #[error("cannot make the tap device '{name}' ({error})")]
+    Setup {
+        /// Its name.
+        name: String,
+        /// What failed.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// A tap device's queues, and whether it takes UDP segmentation.
+pub struct Created {
+    /// One descriptor a queue, non-blocking.
+    pub queues: Vec<OwnedFd>,
+    /// `TUN_F_USO4` and `TUN_F_USO6` work (Linux 6.2).
+    pub udp_segmentation: bool,
+}
+
+/// Makes a tap device with `queues` queues in the calling thread's network namespace. It vanishes with the last of its
+/// descriptors. Takes `CAP_NET_ADMIN` there.
+pub fn create(name: &str, queues: usize) -> Result<Created, TapError> {
+    let failed = |error: io::Error| TapError::Setup { name: name.to_string(), error };
+    let mut created = Created { queues: Vec::new(), udp_segmentation: true };
+    for _ in 0..queues {
+        let fd = open_tun().map_err(TapError::NoDevice)?;
+        // SAFETY: zero is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        if name.len() >= request.ifr_name.len() {
+            return Err(failed(io::Error::from_raw_os_error(libc::ENAMETOOLONG)));
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        let raw = fd.as_raw_fd();
+        let header_len = HEADER_LEN as libc::c_int;
+        // SAFETY: each request gets what it reads: an ifreq (by address), a pointer to an int, a number.
+        let udp_segmentation = unsafe {
+            ioctl::set_interface(raw, (&raw mut request) as libc::c_ulong).map_err(|e| failed(e.into()))?;
+            ioctl::set_header_len(raw, &raw const header_len).map_err(|e| failed(e.into()))?;
+            ioctl::set_little_endian(raw, &raw const header_len).map_err(|e| failed(e.into()))?;
+            let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+            let all = tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+            let with_udp = ioctl::set_offload(raw, libc::c_ulong::from(all)).is_ok();
+            if !with_udp {
+                ioctl::set_offload(raw, libc::c_ulong::from(tcp)).map_err(|e| failed(e.into()))?;
+            }
+            with_udp
+        };
+        created.udp_segmentation &= udp_segmentation;
+        created.queues.push(fd);
+    }
+    Ok(created)
+}
+
+fn open_tun() -> io::Result<OwnedFd> {
+    const PATH: &CStr = c"/dev/net/tun";
+    // SAFETY: the path is a C string; no other memory is passed.
+    let fd = unsafe { libc::open(PATH.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

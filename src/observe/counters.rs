@@ -1,0 +1,141 @@
+//! Counters by cause. Each worker has its own set and is the only one to write it; anybody may read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::frame::drop_reason::DropReason;
+
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])* $name:ident => $text:literal,)*) => {
+        /// Things that are counted, besides drops.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum Metric { $($(#[doc = $doc])* $name,)* }
+
+        impl Metric {
+            /// Every metric, in the order of the counters.
+            pub const ALL: &'static [Metric] = &[$(Metric::$name,)*];
+
+            /// The counter's name in print.
+            pub fn name(self) -> &'static str {
+                match self { $(Metric::$name => $text,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Frames from the guest.
+    FramesOut => "frames_out",
+    /// Bytes of frames from the guest.
+    BytesOut => "bytes_out",
+    /// Frames to the guest.
+    FramesIn => "frames_in",
+    /// Bytes of frames to the guest.
+    BytesIn => "bytes_in",
+    /// TCP connections that the guest opened.
+    StreamsOut => "tcp_opened_out",
+    /// TCP connections that were opened to the guest.
+    StreamsIn => "tcp_opened_in",
+    /// TCP connections that are over.
+    StreamsOver => "tcp_over",
+    /// TCP segments sent to the guest again after a time-out.
+    Timeouts => "tcp_timeouts",
+    /// Bytes that a host socket would not take at once and that were buffered.
+    BytesBuffered => "tcp_bytes_buffered",
+    /// TCP segments held out of order.
+    SegmentsHeld => "tcp_segments_held",
+    /// Datagram mappings opened.
+    MappingsOpened => "mappings_opened",
+    /// Datagrams to the host.
+    DatagramsOut => "datagrams_out",
+    /// Datagrams to the guest.
+    DatagramsIn => "datagrams_in",
+    /// ICMP errors told to the guest.
+    IcmpErrors => "icmp_errors",
+    /// Frames handed to another worker because the flow is there.
+    FramesHandedOver => "frames_handed_over",
+    /// Passes of the worker's loop.
+    Passes => "passes",
+    /// Times the worker went to sleep.
+    Sleeps => "sleeps",
+    /// System calls made for input and output.
+    SystemCalls => "system_calls",
+    /// Operations carried out by the engine.
+    Operations => "operations",
+}
+
+/// One worker's counters.
+#[repr(align(128))]
+pub struct Counters {
+    drops: [AtomicU64; DropReason::ALL.len()],
+    metrics: [AtomicU64; Metric::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            drops: std::array::from_fn(|_| AtomicU64::new(0)),
+            metrics: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+}
+
+/// There is one writer, so a load and a store do; no locked instruction on the path of a frame.
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Counts a drop. The owning thread only.
+    pub fn count_drop(&self, reason: DropReason) {
+        bump(&self.drops[reason as usize], 1);
+    }
+
+    /// Adds to a metric. The owning thread only.
+    pub fn add(&self, metric: Metric, by: u64) {
+        bump(&self.metrics[metric as usize], by);
+    }
+
+    /// Sets a metric that is counted elsewhere. The owning thread only.
+    pub fn set(&self, metric: Metric, value: u64) {
+        self.metrics[metric as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// How often something was dropped for a reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// A metric's value.
+    pub fn metric(&self, metric: Metric) -> u64 {
+        self.metrics[metric as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// The sums over several sets, as lines `name value`, zeroes left out.
+pub fn report<'c>(sets: impl Iterator<Item = &'c Counters> + Clone) -> String {
+    let metrics =
+        Metric::ALL.iter().map(|m| (m.name().to_string(), sets.clone().map(|s| s.metric(*m)).sum::<u64>()));
+    let drops = DropReason::ALL
+        .iter()
+        .map(|r| (format!("dropped_{}", r.name()), sets.clone().map(|s| s.dropped(*r)).sum::<u64>()));
+    metrics
+        .chain(drops)
+        .filter(|(_, value)| *value > 0)
+        .map(|(name, value)| format!("{name} {value}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_sums_the_sets_and_names_causes() {
+        let sets = [Counters::default(), Counters::default()];
+        sets[0].count_drop(DropReason::Martian);
+        sets[1].count_drop(DropReason::Martian);
+        sets[1].add(Metric::FramesIn, 5);
+        assert_eq!(report(sets.iter()), "frames_in 5\ndropped_martian 2\n");
+    }
+}

@@ -1,0 +1,268 @@
+//! The addresses of the link, and what each destination means.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::frame::address::{Address, Mac};
+use crate::frame::drop_reason::DropReason;
+
+/// The addresses of one family on the link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Family {
+    /// The link's subnet.
+    pub subnet: IpNet,
+    /// The gateway: DNS, DHCP, the in-guest API.
+    pub gateway: Address,
+    /// The host, meaning its loopback.
+    pub host: Address,
+    /// The guest.
+    pub guest: Address,
+}
+
+/// The metadata services of clouds: what a guest reads there is the host's.
+const METADATA: [Address; 2] = [
+    Address::of_v4(Ipv4Addr::new(169, 254, 169, 254)),
+    Address::of_v6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Everything that decides about an address.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// The gateway's MAC.
+    pub gateway_mac: Mac,
+    /// IPv4, unless it is off.
+    pub v4: Option<Family>,
+    /// IPv6, unless it is off.
+    pub v6: Option<Family>,
+    /// A prefix of the host's own kind from which the guest may have taken an address besides (RFC 6724: with
+    /// unique local addresses only it would never prefer IPv6).
+    pub global_prefix: Option<Ipv6Net>,
+    /// Whether the host's loopback may be reached through the host address.
+    pub host_loopback: bool,
+    /// Whether the host's other addresses may be reached.
+    pub host_addresses: bool,
+    /// Whether metadata services may be reached.
+    pub metadata: bool,
+    /// The host's own addresses, sorted; kept by the slow path.
+    pub own: Vec<Address>,
+}
+
+/// What a destination means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Destination {
+    /// hythe itself.
+    Gateway,
+    /// The host's loopback.
+    Host,
+    /// The world, through the host's routes.
+    Outside,
+}
+
+impl Addresses {
+    /// Both families that are on.
+    pub fn families(&self) -> impl Iterator<Item = &Family> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// The family of an address.
+    pub fn family(&self, v4: bool) -> Option<&Family> {
+        if v4 { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
+
+    /// The gateway's link-local address (RFC 4291, 2.5.6), made from its MAC (RFC 2464, 4).
+    pub fn gateway_link_local(&self) -> Address {
+        link_local(self.gateway_mac)
+    }
+
+    /// Whether the guest may send from this address: IPv4, the one that it was given; IPv6, any of the prefixes that
+    /// it was offered (it chooses the rest itself) and link-local ones.
+    pub fn may_send_from(&self, source: Address) -> bool {
+        let Some(family) = self.family(source.is_v4()) else { return false };
+        if source == family.gateway || source == family.host {
+            return false;
+        }
+        match source.ip() {
+            std::net::IpAddr::V4(_) => source == family.guest,
+            std::net::IpAddr::V6(ip) => {
+                family.subnet.contains(&source.ip())
+                    || self.global_prefix.is_some_and(|prefix| prefix.contains(&ip))
+                    || (source.is_link_local() && source != self.gateway_link_local())
+            }
+        }
+    }
+
+    /// What a destination of the guest's means, or why it may not be reached.
+    pub fn classify(&self, destination: Address) -> Result<Destination, DropReason> {
+        let Some(family) = self.family(destination.is_v4()) else { return Err(DropReason::Policy) };
+        if destination == family.gateway || destination == self.gateway_link_local() {
+            return Ok(Destination::Gateway);
+        }
+        if destination == family.host {
+            return if self.host_loopback { Ok(Destination::Host) } else { Err(DropReason::Policy) };
+        }
+        if destination.is_martian() {
+            return Err(DropReason::Martian);
+        }
+        if destination.is_multicast() || is_directed_broadcast(family, destination) {
+            return Err(DropReason::Multicast);
+        }
+        if METADATA.contains(&destination) {
+            return if self.metadata { Ok(Destination::Outside) } else { Err(DropReason::Policy) };
+        }
+        if destination.is_link_local() {
+            return Err(DropReason::LinkLocal);
+        }
+        if family.subnet.contains(&destination.ip()) {
+            return Err(DropReason::Policy);
+        }
+        if !self.host_addresses && self.own.binary_search(&destination).is_ok() {
+            return Err(DropReason::Policy);
+        }
+        Ok(Destination::Outside)
+    }
+
+    /// The source under which a client of a published port appears to the guest: its own, unless the guest could not
+    /// answer that (it is loopback, link-local or of the link's own subnet); then the gateway's.
+    pub fn may_keep_source(&self, client: Address) -> bool {
+        let Some(family) = self.family(client.is_v4()) else { return false };
+        !client.is_martian()
+            && !client.is_multicast()
+            && !client.is_link_local()
+            && !family.subnet.contains(&client.ip())
+            && !matches!(client.ip(), std::net::IpAddr::V6(ip) if self.global_prefix.is_some_and(|p| p.contains(&ip)))
+    }
+}
+
+fn is_directed_broadcast(family: &Family, destination: Address) -> bool {
+    matches!(family.subnet, IpNet::V4(net) if Address::from(net.broadcast()) == destination)
+}
+
+/// The link-local address of a MAC: fe80::/64 and the modified EUI-64.
+pub fn link_local(mac: Mac) -> Address {
+    let [a, b, c, d, e, f] = mac.0;
+    Address::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// The default subnet of IPv4.
+pub const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 65, 0), 24);
+/// The default subnet of IPv6.
+pub const SUBNET6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfdc4, 0xf303, 0x9324, 0, 0, 0, 0, 0), 64);
+
+/// Other private subnets, for hosts on which a route covers the default one.
+pub const OTHER_SUBNETS: [Ipv4Net; 4] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 127, 0), 24),
+    Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 65, 0), 24),
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 165, 65, 0), 24),
+    Ipv4Net::new_assert(Ipv4Addr::new(100, 115, 92, 0), 24),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    fn address(text: &str) -> Address {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    pub fn addresses() -> Addresses {
+        let v4 = Family {
+            subnet: SUBNET.into(),
+            gateway: address("192.168.65.1"),
+            host: address("192.168.65.254"),
+            guest: address("192.168.65.3"),
+        };
+        let v6 = Family {
+            subnet: SUBNET6.into(),
+            gateway: address("fdc4:f303:9324::1"),
+            host: address("fdc4:f303:9324::254"),
+            guest: address("fdc4:f303:9324::3"),
+        };
+        Addresses {
+            gateway_mac: Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]),
+            v4: Some(v4),
+            v6: Some(v6),
+            global_prefix: Some("2001:db8:1::/64".parse().unwrap()),
+            host_loopback: true,
+            host_addresses: true,
+            metadata: false,
+            own: vec![address("203.0.113.5")],
+        }
+    }
+
+    #[test]
+    fn a_guest_speaks_only_for_itself() {
+        let addresses = addresses();
+        for (source, allowed) in [
+            ("192.168.65.3", true),
+            ("192.168.65.4", false),
+            ("192.168.65.1", false),
+            ("10.0.0.1", false),
+            ("127.0.0.1", false),
+            ("fdc4:f303:9324::3", true),
+            ("fdc4:f303:9324:0:1:2:3:4", true),
+            ("fdc4:f303:9324::1", false),
+            ("fdc4:f303:9324::254", false),
+            ("2001:db8:1::77", true),
+            ("2001:db8:2::77", false),
+            ("fe80::1234", true),
+        ] {
+            assert_eq!(addresses.may_send_from(address(source)), allowed, "{source}");
+        }
+        assert!(!addresses.may_send_from(addresses.gateway_link_local()));
+    }
+
+    #[test]
+    fn each_destination_means_what_the_design_says() {
+        let mut addresses = addresses();
+        use Destination::*;
+        for (destination, expected) in [
+            ("192.168.65.1", Ok(Gateway)),
+            ("fdc4:f303:9324::1", Ok(Gateway)),
+            ("192.168.65.254", Ok(Host)),
+            ("fdc4:f303:9324::254", Ok(Host)),
+            ("198.51.100.1", Ok(Outside)),
+            ("2001:db8::1", Ok(Outside)),
+            ("203.0.113.5", Ok(Outside)),
+            ("127.0.0.1", Err(DropReason::Martian)),
+            ("0.0.0.0", Err(DropReason::Martian)),
+            ("::1", Err(DropReason::Martian)),
+            ("224.0.0.251", Err(DropReason::Multicast)),
+            ("255.255.255.255", Err(DropReason::Multicast)),
+            ("192.168.65.255", Err(DropReason::Multicast)),
+            ("ff02::1", Err(DropReason::Multicast)),
+            ("169.254.169.254", Err(DropReason::Policy)),
+            ("fd00:ec2::254", Err(DropReason::Policy)),
+            ("169.254.1.1", Err(DropReason::LinkLocal)),
+            ("fe80::9", Err(DropReason::LinkLocal)),
+            ("192.168.65.77", Err(DropReason::Policy)),
+        ] {
+            assert_eq!(addresses.classify(address(destination)), expected, "{destination}");
+        }
+        assert_eq!(addresses.classify(addresses.gateway_link_local()), Ok(Gateway));
+        addresses.metadata = true;
+        assert_eq!(addresses.classify(address("169.254.169.254")), Ok(Outside));
+        addresses.host_addresses = false;
+        assert_eq!(addresses.classify(address("203.0.113.5")), Err(DropReason::Policy));
+        addresses.host_loopback = false;
+        assert_eq!(addresses.classify(address("192.168.65.254")), Err(DropReason::Policy));
+    }
+
+    #[test]
+    fn a_client_keeps_its_source_where_the_guest_can_answer_it() {
+        let addresses = addresses();
+        for (client, kept) in [
+            ("198.51.100.1", true),
+            ("10.1.2.3", true),
+            ("127.0.0.1", false),
+            ("192.168.65.9", false),
+            ("169.254.3.4", false),
+            ("::1", false),
+            ("fe80::1", false),
+            ("2001:db8::1", true),
+        ] {
+            assert_eq!(addresses.may_keep_source(address(client)), kept, "{client}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Who may speak as whom, and what may be reached.
+
+pub mod addresses;

@@ -1,0 +1,109 @@
+//! When there is nothing to do: look a little longer, then sleep.
+
+use std::time::Duration;
+
+use crate::host::Sockets;
+use crate::host::engine::Engine;
+use crate::link::Link;
+use crate::observe::counters::Metric;
+use crate::time::Now;
+
+use super::{Worker, token_kind};
+
+/// How long to look for work before sleeping.
+///
+/// A wake-up out of the kernel costs several microseconds, so a worker that will have work again within that time does
+/// better to look. Whether it will is judged by how often looking has paid lately; when it does not pay, looking is
+/// tried only now and then.
+pub struct Spinner {
+    limit: Duration,
+    /// How well it has paid: up when work came in time, down when it did not.
+    credit: u8,
+    skipped: u8,
+}
+
+const CREDIT_MAX: u8 = 16;
+/// Without credit, one idle moment in so many is a trial.
+const TRIAL_EVERY: u8 = 64;
+
+impl Spinner {
+    /// Looks for at most `limit`; zero means never.
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, credit: 0, skipped: 0 }
+    }
+
+    fn wants_to_look(&mut self) -> bool {
+        if self.limit.is_zero() {
+            return false;
+        }
+        if self.credit > 0 {
+            return true;
+        }
+        self.skipped += 1;
+        if self.skipped >= TRIAL_EVERY {
+            self.skipped = 0;
+            return true;
+        }
+        false
+    }
+
+    fn looked(&mut self, found: bool) {
+        self.credit = if found { (self.credit + 2).min(CREDIT_MAX) } else { self.credit.saturating_sub(1) };
+    }
+}
+
+impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
+    /// Runs until the worker is stopped.
+    pub fn run(&mut self) {
+        while !self.is_stopped() {
+            let busy = self.pass(Now::read());
+            self.wait(busy);
+        }
+    }
+
+    fn wait(&mut self, busy: bool) {
+        if busy {
+            self.engine.wait(Some(Duration::ZERO), &mut self.events);
+            return;
+        }
+        let fd = self.link.ready_fd();
+        // A link that cannot be watched any more shows it in the next read.
+        if self.engine.arm(fd, Self::token(token_kind::LINK)).is_err() {
+            self.link_ready = true;
+            return;
+        }
+        if self.look() {
+            return;
+        }
+        self.waker.announce_sleep();
+        if self.mail.is_empty() {
+            self.counters.add(Metric::Sleeps, 1);
+            let deadline =
+                [self.stream_timers.next(), self.datagram_timers.next()].into_iter().flatten().min();
+            let timeout = deadline.map(|at| at - Now::read());
+            self.engine.wait(timeout, &mut self.events);
+        }
+        self.waker.awake();
+        let counts = self.engine.counts();
+        self.counters.set(Metric::SystemCalls, counts.system_calls);
+        self.counters.set(Metric::Operations, counts.operations);
+    }
+
+    /// Looks for work for a moment, if that is likely to pay; returns whether there is some.
+    fn look(&mut self) -> bool {
+        if !self.spinner.wants_to_look() {
+            return false;
+        }
+        let end = Now::read() + self.spinner.limit;
+        while Now::read() < end {
+            self.engine.wait(Some(Duration::ZERO), &mut self.events);
+            if !self.events.is_empty() || !self.mail.is_empty() {
+                self.spinner.looked(true);
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.spinner.looked(false);
+        false
+    }
+}

@@ -1,0 +1,389 @@
+//! A worker: one pinned thread that owns one queue pair of the link, and the flows and sockets that belong to it.
+//!
+//! # The loop
+//! ```text
+//! collect   what the engine reports, frames from the link, mail, deadlines       (E1: reads and writes of the link)
+//! decide    parse, find the flow, ask its relay: pure                            outbound.rs, streams/, datagrams/
+//! submit    sends, discards, peeks, receives, as one batch                  (E2)  streams/settle.rs, datagrams/
+//! publish   what came back becomes frames, which go out with the next E1         inbound.rs
+//! idle      nothing to do: sleep until something happens                         idle.rs
+//! ```
+//! A pass never waits. Two batches (E1, E2) are entered in each, whatever the number of frames and streams.
+//!
+//! No lock, no allocation and no log line on the path of a frame. What needs name resolution, files or patience is
+//! mailed to the slow path.
+//!
+//! A worker is generic over its link, its engine and its sockets, so that the simulation runs this very code.
+
+mod datagrams;
+pub mod idle;
+mod inbound;
+mod outbound;
+pub mod ports;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::exchange::mail::{OwnedFrame, Publication, PublishedProtocol, ToSlow, ToWorker};
+use crate::exchange::{Mailbox, Waker};
+use crate::flow::admit::{Admission, Limits};
+use crate::flow::slab::{Slab, Slot};
+use crate::flow::table::FlowTable;
+use crate::flow::timer::TimerWheel;
+use crate::frame::address::Mac;
+use crate::frame::drop_reason::DropReason;
+use crate::host::engine::{Engine, Event, Token};
+use crate::host::{HostSocket, Sockets};
+use crate::io::{Buffers, Operations};
+use crate::link::{Link, Space};
+use crate::observe::counters::{Counters, Metric};
+use crate::policy::addresses::Addresses;
+use crate::relay::tcp;
+use crate::time::Now;
+
+use ports::{PortSet, Ports};
+use streams::{HostSide, Stream};
+
+/// What a descriptor belongs to, in tokens.
+mod token_kind {
+    pub const LINK: u8 = 1;
+    pub const WAKER: u8 = 2;
+    pub const STREAM: u8 = 3;
+    pub const LISTENER: u8 = 4;
+    pub const MAPPING: u8 = 5;
+}
+
+/// Echo messages, in and out, of one pass.
+const ECHO_HEADS: usize = 64;
+
+/// Everything a worker is made from.
+pub struct Parts<L, E, S: Sockets> {
+    /// Its number, from 0.
+    pub id: u8,
+    /// Its queue pair.
+    pub link: L,
+    /// Its engine, made on its own thread.
+    pub engine: E,
+    /// The host's sockets.
+    pub sockets: S,
+    /// The flow table, shared by all workers.
+    pub flows: Arc<FlowTable>,
+    /// Flows this worker may hold.
+    pub flows_max: u32,
+    /// Budgets.
+    pub limits: Limits,
+    /// Addresses and rules.
+    pub addresses: Arc<Addresses>,
+    /// The guest's MAC.
+    pub guest_mac: Mac,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+    /// What wakes it.
+    pub waker: Arc<Waker>,
+    /// Its mail.
+    pub mail: Mailbox<ToWorker<S::Socket>>,
+    /// The other workers' mail, by number; its own stands at its place.
+    pub workers: Vec<Mailbox<ToWorker<S::Socket>>>,
+    /// The slow path's mail.
+    pub slow: Mailbox<ToSlow>,
+    /// Ports that flows of the guest must leave alone.
+    pub excluded_ports: PortSet,
+    /// A secret of this process: initial sequence numbers come from it (RFC 6528).
+    pub secret: [u64; 2],
+    /// Frames are copied to the slow path, for capture.
+    pub capture: bool,
+    /// How long to look for work before sleeping.
+    pub spin: Duration,
+    /// The time.
+    pub now: Now,
+}
+
+/// A worker.
+pub struct Worker<L: Link, E: Engine, S: Sockets> {
+    id: u8,
+    link: L,
+    engine: E,
+    sockets: S,
+    flows: Arc<FlowTable>,
+    addresses: Arc<Addresses>,
+    guest_mac: Mac,
+    counters: Arc<Counters>,
+    waker: Arc<Waker>,
+    mail: Mailbox<ToWorker<S::Socket>>,
+    workers: Vec<Mailbox<ToWorker<S::Socket>>>,
+    slow: Mailbox<ToSlow>,
+    ports: Ports,
+    admission: Admission,
+    secret: [u64; 2],
+    capture: bool,
+    /// By family: IPv6's, IPv4's.
+    configs: [tcp::Config; 2],
+
+    streams: Slab<Stream<S::Socket>>,
+    stream_timers: TimerWheel,
+    listeners: Vec<streams::open::Listener<S::Socket>>,
+    /// Listeners that may have more clients than one pass accepts.
+    waiting_listeners: Vec<u32>,
+    unanswerable: streams::open::Unanswerable,
+
+    mappings: Slab<datagrams::Mapping<S::Socket>>,
+    datagram_flows: Slab<datagrams::DatagramFlow>,
+    datagram_timers: TimerWheel,
+    /// Mappings on the guest's own port.
+    kept_ports: u32,
+    eviction_hand: u32,
+    fragment_id: u32,
+
+    // The work of one pass.
+    operations: Operations,
+    publishing: Operations,
+    events: Vec<Event>,
+    adopted: Vec<OwnedFrame>,
+    parts: Vec<outbound::Part>,
+    touched: Vec<streams::settle::Touched>,
+    /// Streams that have more to do than one pass allows.
+    again: Vec<Slot>,
+    spaces: Vec<Space>,
+    outgoing: Vec<datagrams::outbound::Outgoing>,
+    readable_mappings: Vec<Slot>,
+    incoming: Vec<datagrams::inbound::Incoming>,
+    /// Echo headers of this pass, which the link's space has no room for.
+    echo_heads: Buffers,
+    fired: Vec<u32>,
+    scratch: Buffers,
+    link_ready: bool,
+    published: bool,
+    spinner: idle::Spinner,
+    stopped: bool,
+}
+
+impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
+    /// A worker that watches its link and its mail.
+    pub fn new(parts: Parts<L, E, S>) -> std::io::Result<Self> {
+        let mtu = parts.link.capabilities().mtu;
+        let mut engine = parts.engine;
+        engine.watch(parts.waker.fd(), Self::token(token_kind::WAKER))?;
+        let configs = [tcp::Config::for_mtu(mtu, false), tcp::Config::for_mtu(mtu, true)];
+        Ok(Self {
+            id: parts.id,
+            link: parts.link,
+            engine,
+            sockets: parts.sockets,
+            flows: parts.flows,
+            addresses: parts.addresses,
+            guest_mac: parts.guest_mac,
+            counters: parts.counters,
+            waker: parts.waker,
+            mail: parts.mail,
+            workers: parts.workers,
+            slow: parts.slow,
+            ports: Ports::new(parts.excluded_ports),
+            admission: Admission::new(parts.limits),
+            secret: parts.secret,
+            capture: parts.capture,
+            configs,
+            streams: Slab::new(parts.flows_max),
+            stream_timers: TimerWheel::new(parts.now),
+            listeners: Vec::new(),
+            waiting_listeners: Vec::new(),
+            unanswerable: streams::open::Unanswerable::default(),
+            mappings: Slab::new(parts.flows_max),
+            datagram_flows: Slab::new(parts.flows_max),
+            datagram_timers: TimerWheel::new(parts.now),
+            kept_ports: 0,
+            eviction_hand: 0,
+            fragment_id: parts.secret[0] as u32,
+            operations: Operations::default(),
+            publishing: Operations::default(),
+            events: Vec::new(),
+            adopted: Vec::new(),
+            parts: Vec::new(),
+            touched: Vec::new(),
+            again: Vec::new(),
+            spaces: Vec::new(),
+            outgoing: Vec::new(),
+            readable_mappings: Vec::new(),
+            incoming: Vec::new(),
+            echo_heads: Buffers::new(ECHO_HEADS, 64),
+            fired: Vec::new(),
+            scratch: Buffers::new(1, configs[0].unacknowledged_max as usize),
+            link_ready: true,
+            published: false,
+            spinner: idle::Spinner::new(parts.spin),
+            stopped: false,
+        })
+    }
+
+    fn token(kind: u8) -> Token {
+        Token { kind, slot: Slot { index: 0, generation: 0 } }
+    }
+
+    fn config(&self, v4: bool) -> &tcp::Config {
+        &self.configs[usize::from(v4)]
+    }
+
+    fn drop_frame(&self, reason: DropReason) {
+        self.counters.count_drop(reason);
+    }
+
+    /// Whether the worker has ended: it was told to, or its link is gone.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// One pass of the loop. Returns whether there may be more to do at once.
+    pub fn pass(&mut self, now: Now) -> bool {
+        self.counters.add(Metric::Passes, 1);
+        self.exchange_with_link();
+        self.decide_outbound(now);
+        self.take_events(now);
+        let more_mail = self.take_mail(now);
+        self.take_deadlines(now);
+        self.settle(now);
+        self.release_frames();
+        if self.link.is_closed() {
+            self.stop(now);
+        }
+        more_mail
+            || self.link_ready
+            || self.published
+            || !self.again.is_empty()
+            || !self.readable_mappings.is_empty()
+            || !self.waiting_listeners.is_empty()
+    }
+
+    /// E2: submits what this pass has decided as one batch, and concludes it.
+    fn settle(&mut self, now: Now) {
+        self.operations.clear();
+        self.spaces.clear();
+        self.submit_streams();
+        self.submit_datagrams();
+        self.submit_receives();
+        self.engine.run(&mut self.operations);
+        self.conclude_streams(now);
+        self.conclude_datagrams(now);
+        self.conclude_receives(now);
+    }
+
+    /// E1: publishes the frames of the last pass and receives the next batch.
+    fn exchange_with_link(&mut self) {
+        self.operations.clear();
+        self.link.begin_publish(&mut self.operations);
+        let receive = self.link_ready;
+        if receive {
+            self.link.begin_receive(&mut self.operations);
+        }
+        self.engine.run(&mut self.operations);
+        let lost = self.link.end_publish(&self.operations);
+        (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
+        self.published = false;
+        if receive {
+            self.link_ready = !self.link.end_receive(&self.operations).empty;
+        }
+    }
+
+    /// Publishes committed frames at once, to make room for more.
+    fn publish_now(&mut self) {
+        self.publishing.clear();
+        self.link.begin_publish(&mut self.publishing);
+        self.engine.run(&mut self.publishing);
+        let lost = self.link.end_publish(&self.publishing);
+        (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
+    }
+
+    fn take_events(&mut self, now: Now) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event.token.kind {
+                token_kind::LINK => self.link_ready = true,
+                token_kind::WAKER => self.waker.clear(),
+                token_kind::STREAM => self.stream_event(event, now),
+                token_kind::LISTENER => self.accept_clients(event.token.slot.index, now),
+                token_kind::MAPPING => self.mapping_event(event, now),
+                _ => {}
+            }
+        }
+        self.events = events;
+        for listener in std::mem::take(&mut self.waiting_listeners) {
+            self.accept_clients(listener, now);
+        }
+    }
+
+    fn take_mail(&mut self, now: Now) -> bool {
+        // A bounded share of each pass: mail may come faster than it is read.
+        const AT_ONCE: usize = 64;
+        for _ in 0..AT_ONCE {
+            let Some(mail) = self.mail.take() else { return false };
+            match mail {
+                ToWorker::FrameToGuest(frame) => self.frame_to_guest(&frame),
+                ToWorker::FrameFromGuest(frame) => self.adopt_frame(frame, now),
+                ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),
+                ToWorker::Unpublish { id } => self.unpublish(id),
+                ToWorker::Addresses(addresses) => self.addresses = addresses,
+                ToWorker::Stop => self.stop(now),
+            }
+        }
+        true
+    }
+
+    fn take_deadlines(&mut self, now: Now) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.stream_timers.advance(now, |index| fired.push(index));
+        for index in fired.drain(..) {
+            if let Some(slot) = self.streams.slot_at(index) {
+                self.stream_deadline(slot, now);
+            }
+        }
+        self.datagram_timers.advance(now, |index| fired.push(index));
+        for index in fired.drain(..) {
+            self.datagram_deadline(index, now);
+        }
+        self.fired = fired;
+    }
+
+    fn publish(&mut self, publication: Publication, socket: S::Socket, now: Now) {
+        match publication.protocol {
+            PublishedProtocol::Tcp => self.add_listener(publication, socket),
+            PublishedProtocol::Udp => self.add_published_datagrams(publication, socket, now),
+        }
+    }
+
+    fn unpublish(&mut self, id: u32) {
+        while let Some(at) = self.listeners.iter().position(|listener| listener.publication.id == id) {
+            let listener = self.listeners.swap_remove(at);
+            self.engine.unwatch(listener.socket.fd(), listener.token());
+        }
+        self.remove_published_datagrams(id);
+    }
+
+    /// Resets every connection on both sides and ends the worker.
+    fn stop(&mut self, now: Now) {
+        if self.stopped {
+            return;
+        }
+        for slot in self.streams.slots() {
+            if let Some(stream) = self.streams.get_mut(slot) {
+                stream.relay.abandon();
+            }
+            self.touch(slot);
+        }
+        self.settle(now);
+        self.publish_now();
+        for listener in self.listeners.drain(..) {
+            self.engine.unwatch(listener.socket.fd(), listener.token());
+        }
+        self.close_all_mappings();
+        // Submits what `unwatch` has queued, so that closing a socket closes it.
+        self.engine.wait(Some(Duration::ZERO), &mut self.events);
+        self.stopped = true;
+    }
+
+    /// Ends a host socket: with a reset, or as the peer expects it when both directions were closed.
+    fn close_host(engine: &mut E, sockets: &mut S, host: HostSide<S::Socket>, slot: Slot, reset: bool) {
+        engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
+        if reset {
+            sockets.reset(host.socket);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! TCP flows of a worker.
+//!
+//! A stream is a relay (numbers), a host socket, and the few bytes that neither side has taken yet. Whatever happens
+//! to it in a pass, a segment, an event of its socket, a deadline, is told to its relay and *touches* it; at the end
+//! of the pass [`settle`] does for every touched stream what its relay wants, in one batch.
+//!
+//! * [`open`]: how streams begin, in both directions, and what the guest is told when they do not
+//! * [`outbound`]: segments of the guest
+//! * [`inbound`]: events of the host socket, and frames with its bytes
+//! * [`settle`]: the batch
+
+pub(super) mod inbound;
+pub(super) mod open;
+pub(super) mod outbound;
+pub(super) mod settle;
+
+use crate::flow::key::FlowKey;
+use crate::flow::table::Position;
+use crate::frame::address::{Address, Endpoint};
+use crate::frame::tcp::Seq;
+use crate::io::ByteQueue;
+use crate::relay::tcp::TcpRelay;
+
+/// What kind of stream the host side is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostKind {
+    /// A TCP socket.
+    Tcp,
+    /// One end of a socketpair whose other end hythe itself serves.
+    Pair,
+}
+
+/// The host side of a stream.
+pub struct HostSide<S> {
+    /// The socket.
+    pub socket: S,
+    /// Its kind.
+    pub kind: HostKind,
+    /// The destination or the client; of no meaning for a pair.
+    pub peer: Endpoint,
+    /// Whether the kernel keeps a peek offset for it.
+    pub keeps_offset: bool,
+    /// Where the next peek starts, from the start of the receive queue.
+    pub position: u32,
+    /// The peer has closed its direction, or the socket failed: a short read is not the end of what there is to learn.
+    pub closed: bool,
+}
+
+/// How a stream came to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin {
+    /// The guest opened it.
+    Outbound {
+        /// Connects under way are counted for this address, until the connect has an outcome.
+        connecting: Option<Address>,
+        /// Where to try next when the connect fails.
+        alternative: Option<Endpoint>,
+        /// The traffic class of the guest's SYN.
+        traffic_class: u8,
+    },
+    /// A client called a published port.
+    Inbound {
+        /// The publication's number.
+        publication: u32,
+        /// The client.
+        client: Endpoint,
+        /// The client's own source was kept, and the guest has not shown that it can answer it.
+        unproven: bool,
+    },
+}
+
+/// A TCP flow.
+pub struct Stream<S> {
+    /// Its name.
+    pub key: FlowKey,
+    /// Where it lies in the flow table, once it does.
+    pub position: Option<Position>,
+    /// Its relay.
+    pub relay: TcpRelay,
+    /// Its host side, until both ends are done with it.
+    pub host: Option<HostSide<S>>,
+    /// How it came to be.
+    pub origin: Origin,
+    /// Bytes that wait.
+    pub buffer: Option<Box<Buffer>>,
+    /// Its place in the list of streams that something happened to in this pass.
+    pub touched: Option<u32>,
+    /// How many spaces the next peek may fill: grows while they are filled.
+    pub burst: u8,
+}
+
+/// Bytes from the guest that the socket has not taken, and segments held out of order.
+#[derive(Default)]
+pub struct Buffer {
+    /// In order.
+    pub waiting: ByteQueue,
+    /// Out of order, each with its sequence number.
+    held: Vec<(Seq, Vec<u8>)>,
+}
+
+impl Buffer {
+    /// Holds bytes that belong at `seq`.
+    pub fn hold(&mut self, seq: Seq, bytes: Vec<u8>) {
+        self.held.push((seq, bytes));
+    }
+
+    /// Moves `len` held bytes from `seq` on behind the waiting ones, and forgets what lies before their end.
+    /// Returns whether all of them were there.
+    pub fn release(&mut self, seq: Seq, len: u32) -> bool {
+        let end = seq + len;
+        let mut at = seq;
+        while at.before(end) {
+            let next = self
+                .held
+                .iter()
+                .find(|(start, bytes)| !at.before(*start) && at.before(*start + bytes.len() as u32));
+            let Some((start, bytes)) = next else { return false };
+            let from = at.since(*start) as usize;
+            let take = (bytes.len() - from).min(end.since(at) as usize);
+            self.waiting.append(&bytes[from..from + take]);
+            at = at + take as u32;
+        }
+        self.held.retain(|(start, bytes)| end.before(*start + bytes.len() as u32));
+        true
+    }
+
+    /// Whether nothing waits and nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_bytes_are_released_in_order_whatever_their_overlaps() {
+        let content = |buffer: &Buffer| {
+            let mut bytes = Vec::new();
+            buffer.waiting.pieces().iter().for_each(|piece| piece.copy_to(&mut bytes));
+            bytes
+        };
+        let mut buffer = Buffer::default();
+        buffer.waiting.append(b"abc");
+        buffer.hold(Seq(16), b"ghij".to_vec());
+        buffer.hold(Seq(13), b"defgh".to_vec());
+        buffer.hold(Seq(30), b"later".to_vec());
+        assert!(buffer.release(Seq(13), 7));
+        assert_eq!(content(&buffer), b"abcdefghij");
+        assert!(!buffer.is_empty());
+        assert!(!buffer.release(Seq(20), 1), "not there");
+        assert!(buffer.release(Seq(30), 5));
+        assert_eq!(content(&buffer), b"abcdefghijlater");
+    }
+}

@@ -1,0 +1,582 @@
+//! How streams begin, and what is said when they do not.
+//!
+//! *Outbound*: a SYN of the guest becomes a connect on the host; the guest hears SYN-ACK only when that stands. It
+//! hears a reset when the host was refused, and an ICMP error when the destination cannot be reached (RFC 1122,
+//! 4.2.3.9 has it fail the connect at once).
+//!
+//! *Inbound*: the host has accepted a client already when the guest is asked (no kernel asks first). A guest that
+//! refuses makes the client's connection end with a reset, and the slow path stop listening for a while.
+
+use std::collections::HashMap;
+
+use crate::exchange::mail::{Publication, Service, ToSlow};
+use crate::flow::key::{FlowKey, Protocol};
+use crate::flow::slab::Slot;
+use crate::flow::table::{Handle, InsertError};
+use crate::frame::address::{Address, Endpoint};
+use crate::frame::drop_reason::DropReason;
+use crate::frame::icmp::{IcmpError, Quoted};
+use crate::frame::tcp::{self, SegmentHead, Seq};
+use crate::frame::view::IpHead;
+use crate::host::engine::{Engine, Token};
+use crate::host::errors::{Answer, IcmpReport, SocketError};
+use crate::host::{ConnectPlan, HostSocket, Sockets};
+use crate::link::Link;
+use crate::observe::counters::Metric;
+use crate::policy::addresses::Destination;
+use crate::relay::tcp::TcpRelay;
+use crate::time::Now;
+
+use super::super::{Worker, token_kind};
+use super::{HostKind, HostSide, Origin, Stream};
+
+/// A published TCP port, by its listening socket of this worker.
+pub(in crate::worker) struct Listener<S> {
+    pub publication: Publication,
+    pub socket: S,
+    pub index: u32,
+}
+
+impl<S> Listener<S> {
+    pub fn token(&self) -> Token {
+        Token { kind: token_kind::LISTENER, slot: Slot { index: self.index, generation: 0 } }
+    }
+}
+
+/// Prefixes whose clients the guest turned out not to answer: networks that it takes for its own.
+#[derive(Default)]
+pub(in crate::worker) struct Unanswerable(HashMap<Address, Now>);
+
+impl Unanswerable {
+    const KEPT: usize = 1024;
+    /// A network of the guest's may go away again.
+    const VALID_NS: u64 = 600 * 1_000_000_000;
+
+    fn prefix(client: Address) -> Address {
+        let mut octets = client.octets();
+        let host_bytes = if client.is_v4() { 1 } else { 8 };
+        octets[16 - host_bytes..].fill(0);
+        Address::v6(octets)
+    }
+
+    fn note(&mut self, client: Address, now: Now) {
+        if self.0.len() >= Self::KEPT {
+            self.0.retain(|_, since| now.since(*since) < Self::VALID_NS / 2);
+        }
+        self.0.insert(Self::prefix(client), now);
+    }
+
+    fn contains(&self, client: Address, now: Now) -> bool {
+        self.0.get(&Self::prefix(client)).is_some_and(|since| now.since(*since) < Self::VALID_NS)
+    }
+}
+
+/// How long the guest has to answer a client's own address.
+const PROOF_NS: u64 = 1_000_000_000;
+
+/// Ports tried for a client that appears under the gateway's address while its own port is in use there.
+const PORTS_TRIED: u16 = 16;
+
+/// Clients accepted in one pass from one listener.
+const ACCEPTED_AT_ONCE: usize = 64;
+
+impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
+    /// RFC 6528: a clock of four microseconds and a keyed hash of the connection's name.
+    fn initial_sequence(&self, key: &FlowKey, now: Now) -> Seq {
+        use std::hash::{Hash, Hasher};
+        let mut hasher = siphasher::sip::SipHasher13::new_with_keys(self.secret[0], self.secret[1]);
+        key.hash(&mut hasher);
+        Seq((hasher.finish() as u32).wrapping_add((now.0 / 4_000) as u32))
+    }
+
+    /// Puts a stream into slab and table.
+    fn insert_stream(&mut self, stream: Stream<S::Socket>) -> Result<Slot, NotInserted<S::Socket>> {
+        let hashed = self.flows.hash(&stream.key);
+        let slot = self.streams.insert(stream).map_err(|stream| NotInserted::Full(Box::new(stream)))?;
+        match self.flows.insert(&hashed, Handle { owner: self.id, slot }) {
+            Ok(position) => {
+                if let Some(stream) = self.streams.get_mut(slot) {
+                    stream.position = Some(position);
+                }
+                Ok(slot)
+            }
+            Err(error) => {
+                let stream = self.streams.remove(slot).map(Box::new);
+                Err(match (error, stream) {
+                    (InsertError::Exists(handle), Some(stream)) => NotInserted::Exists(handle, stream),
+                    (_, Some(stream)) => NotInserted::Full(stream),
+                    (_, None) => NotInserted::Gone,
+                })
+            }
+        }
+    }
+
+    // Outbound.
+
+    /// The guest opens a connection.
+    pub(in crate::worker) fn open_outbound(
+        &mut self,
+        key: FlowKey,
+        syn: &SegmentHead,
+        traffic_class: u8,
+        now: Now,
+    ) -> Result<Option<u8>, DropReason> {
+        let remote = key.remote;
+        let destination = match self.addresses.classify(remote.address) {
+            Ok(destination) => destination,
+            Err(DropReason::Policy) => {
+                let report = IcmpReport { error: IcmpError::Prohibited, offender: None };
+                self.tell_about_syn(&key, syn, report);
+                return Err(DropReason::Policy);
+            }
+            Err(reason) => return Err(reason),
+        };
+        let (first, alternative) = match destination {
+            Destination::Gateway => {
+                let Some(service) = Service::on_gateway_port(remote.port) else {
+                    self.reset_reply(&key, syn);
+                    return Err(DropReason::GatewayPort);
+                };
+                return self.open_service(key, syn, service, now);
+            }
+            Destination::Host => {
+                let [v4, v6] = loopbacks(remote.port);
+                (v4, Some(v6))
+            }
+            Destination::Outside => (remote, None),
+        };
+        let admitted = self.admission.open_socket().and_then(|()| {
+            self.admission.begin_connect(first.address).inspect_err(|_| self.admission.close_socket())
+        });
+        if let Err(reason) = admitted {
+            self.reset_reply(&key, syn);
+            return Err(reason);
+        }
+        let isn = self.initial_sequence(&key, now);
+        let relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
+        let origin = Origin::Outbound { connecting: Some(first.address), alternative, traffic_class };
+        let stream =
+            Stream { key, position: None, relay, host: None, origin, buffer: None, touched: None, burst: 1 };
+        let slot = match self.insert_stream(stream) {
+            Ok(slot) => slot,
+            Err(refused) => {
+                self.admission.close_socket();
+                self.admission.end_connect(first.address);
+                return self.not_inserted(refused, &key, syn);
+            }
+        };
+        self.counters.add(Metric::StreamsOut, 1);
+        self.connect_host(slot, first, now);
+        Ok(None)
+    }
+
+    /// Another worker has the flow, or there is no room.
+    fn not_inserted(
+        &mut self,
+        refused: NotInserted<S::Socket>,
+        key: &FlowKey,
+        syn: &SegmentHead,
+    ) -> Result<Option<u8>, DropReason> {
+        if let NotInserted::Exists(handle, _) = refused {
+            return Ok(Some(handle.owner));
+        }
+        self.reset_reply(key, syn);
+        Err(DropReason::FlowBudget)
+    }
+
+    /// The guest opens a connection to a service of hythe's: the host side is a socketpair.
+    fn open_service(
+        &mut self,
+        key: FlowKey,
+        syn: &SegmentHead,
+        service: Service,
+        now: Now,
+    ) -> Result<Option<u8>, DropReason> {
+        if let Err(reason) = self.admission.open_socket() {
+            self.reset_reply(&key, syn);
+            return Err(reason);
+        }
+        let Ok((socket, other_end)) = self.sockets.pair() else {
+            self.admission.close_socket();
+            self.reset_reply(&key, syn);
+            return Err(DropReason::DescriptorBudget);
+        };
+        if self.slow.put(ToSlow::Stream { service, socket: other_end, guest: key.guest }).is_err() {
+            self.admission.close_socket();
+            self.reset_reply(&key, syn);
+            return Err(DropReason::SlowPathFull);
+        }
+        let isn = self.initial_sequence(&key, now);
+        let mut relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
+        relay.connected(now);
+        let origin = Origin::Outbound { connecting: None, alternative: None, traffic_class: 0 };
+        let stream =
+            Stream { key, position: None, relay, host: None, origin, buffer: None, touched: None, burst: 1 };
+        match self.insert_stream(stream) {
+            Ok(slot) => {
+                self.counters.add(Metric::StreamsOut, 1);
+                self.attach_host(slot, socket, HostKind::Pair, key.remote, now);
+                Ok(None)
+            }
+            Err(refused) => {
+                self.admission.close_socket();
+                self.not_inserted(refused, &key, syn)
+            }
+        }
+    }
+
+    /// Gives a stream its host side, which stands.
+    fn attach_host(&mut self, slot: Slot, socket: S::Socket, kind: HostKind, peer: Endpoint, now: Now) {
+        let keeps_offset = self.sockets.establish(&socket, peer.address.is_v4(), false);
+        let watched = self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot });
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        stream.host = Some(HostSide { socket, kind, peer, keeps_offset, position: 0, closed: false });
+        if watched.is_err() {
+            stream.relay.host_failed();
+        }
+        stream.relay.readable(now);
+        self.touch(slot);
+    }
+
+    /// Begins the connect to `destination`, or to the stream's alternative when that fails at once.
+    fn connect_host(&mut self, slot: Slot, destination: Endpoint, now: Now) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        let Origin::Outbound { traffic_class, .. } = stream.origin else { return };
+        let guest = stream.key.guest;
+        // From the same port to the same port of the loopback a connection would open to itself.
+        let own = destination.address.is_loopback() && self.ports.wish(guest) == Some(destination.port);
+        let wish = self.ports.wish(guest).filter(|_| !own);
+        let mut plan = ConnectPlan { destination, local_port: wish, traffic_class };
+        let mut result = self.sockets.connect(&plan);
+        let taken = |error: &SocketError| {
+            matches!(error.number, libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EACCES)
+        };
+        if wish.is_some() && result.as_ref().is_err_and(taken) {
+            plan.local_port = None;
+            result = self.sockets.connect(&plan);
+        }
+        match result {
+            Ok(socket) => {
+                if plan.local_port.is_none()
+                    && !own
+                    && let Some(local) = self.sockets.local(&socket)
+                {
+                    self.ports.remember(guest, local.port);
+                }
+                let watched = self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot });
+                if let Some(stream) = self.streams.get_mut(slot) {
+                    stream.host = Some(HostSide {
+                        socket,
+                        kind: HostKind::Tcp,
+                        peer: destination,
+                        keeps_offset: false,
+                        position: 0,
+                        closed: false,
+                    });
+                    if watched.is_err() {
+                        stream.relay.host_failed();
+                        self.touch(slot);
+                    }
+                }
+            }
+            Err(error) => self.connect_failed(slot, error, now),
+        }
+    }
+
+    /// The connect of a stream has an outcome.
+    pub(super) fn connect_ended(&mut self, slot: Slot, now: Now) {
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        let Some(host) = &mut stream.host else { return };
+        let outcome = self.sockets.outcome(&host.socket);
+        // A connection that meets itself (RFC 9293, 3.5 allows it) is nobody's service.
+        let itself = host.peer.address.is_loopback() && self.sockets.local(&host.socket) == Some(host.peer);
+        let error = match outcome {
+            Ok(()) if !itself => {
+                host.keeps_offset = self.sockets.establish(&host.socket, host.peer.address.is_v4(), true);
+                stream.relay.connected(now);
+                stream.relay.readable(now);
+                self.end_connect(slot);
+                self.touch(slot);
+                return;
+            }
+            Ok(()) => SocketError::from_number(libc::ECONNREFUSED),
+            Err(error) => error,
+        };
+        self.connect_failed(slot, error, now);
+    }
+
+    fn connect_failed(&mut self, slot: Slot, error: SocketError, now: Now) {
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        if let Some(host) = stream.host.take() {
+            Self::close_host(&mut self.engine, &mut self.sockets, host, slot, true);
+        }
+        if let Origin::Outbound { alternative, .. } = &mut stream.origin
+            && let Some(next) = alternative.take()
+        {
+            self.connect_host(slot, next, now);
+            return;
+        }
+        self.drop_frame(DropReason::HostRefused);
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        match error.answer() {
+            Answer::Refused => stream.relay.host_failed(),
+            Answer::Icmp(report) => {
+                stream.relay.forget();
+                let (key, syn) = (
+                    stream.key,
+                    SegmentHead { seq: stream.relay.receive().next() - 1, ..SegmentHead::default() },
+                );
+                self.tell_about_syn(&key, &syn, report);
+            }
+        }
+        self.touch(slot);
+    }
+
+    /// The connect is not under way any more.
+    pub(super) fn end_connect(&mut self, slot: Slot) {
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        if let Origin::Outbound { connecting, .. } = &mut stream.origin
+            && let Some(destination) = connecting.take()
+        {
+            self.admission.end_connect(destination);
+        }
+    }
+
+    /// Tells the guest about its SYN by an ICMP error.
+    fn tell_about_syn(&mut self, key: &FlowKey, syn: &SegmentHead, report: IcmpReport) {
+        let mut header = [0; tcp::HEADER_MAX];
+        let segment = SegmentHead { flags: tcp::Flags::SYN, ..*syn };
+        let len = tcp::write(&mut header, key.guest.port, key.remote.port, &segment);
+        let ip = IpHead {
+            source: key.guest.address,
+            destination: key.remote.address,
+            hop_limit: 64,
+            traffic_class: 0,
+            dont_fragment: true,
+        };
+        self.tell_icmp(report, &Quoted { ip, protocol: 6, len, bytes: &header[..len] });
+    }
+
+    // Inbound.
+
+    /// Clients of a published port come from `socket` from now on.
+    pub(in crate::worker) fn add_listener(&mut self, publication: Publication, socket: S::Socket) {
+        let index = self.listeners.iter().map(|listener| listener.index + 1).max().unwrap_or(0);
+        let listener = Listener { publication, socket, index };
+        if self.engine.watch(listener.socket.fd(), listener.token()).is_ok() {
+            self.listeners.push(listener);
+        }
+    }
+
+    /// Accepts the clients that wait at a listener.
+    pub(in crate::worker) fn accept_clients(&mut self, index: u32, now: Now) {
+        let Some(listener) = self.listeners.iter().find(|listener| listener.index == index) else { return };
+        let (fd, publication) = (listener.socket.fd(), listener.publication);
+        for _ in 0..ACCEPTED_AT_ONCE {
+            match self.sockets.accept(fd) {
+                Ok(Some(accepted)) => {
+                    if let Err(reason) = self.open_inbound(publication, accepted.socket, accepted.peer, now) {
+                        self.drop_frame(reason);
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    self.drop_frame(DropReason::DescriptorBudget);
+                    break;
+                }
+            }
+        }
+        // There may be more, and no event will say so.
+        self.waiting_listeners.push(index);
+    }
+
+    fn open_inbound(
+        &mut self,
+        publication: Publication,
+        socket: S::Socket,
+        client: Endpoint,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        if let Err(reason) = self.admission.open_socket() {
+            self.sockets.reset(socket);
+            return Err(reason);
+        }
+        let Some(keys) = self.inbound_keys(publication.guest_port, client, now) else {
+            self.admission.close_socket();
+            self.sockets.reset(socket);
+            return Err(DropReason::Policy);
+        };
+        let unproven = keys.keeps_source;
+        let origin = Origin::Inbound { publication: publication.id, client, unproven };
+        match self.insert_inbound(keys, origin, None, now) {
+            Some(slot) => {
+                self.counters.add(Metric::StreamsIn, 1);
+                self.attach_host(slot, socket, HostKind::Tcp, client, now);
+                Ok(())
+            }
+            None => {
+                self.admission.close_socket();
+                self.sockets.reset(socket);
+                Err(DropReason::FlowBudget)
+            }
+        }
+    }
+
+    /// Under which name a client may appear to the guest.
+    fn inbound_keys(&self, guest_port: u16, client: Endpoint, now: Now) -> Option<InboundKeys> {
+        let keeps_source = self.addresses.may_keep_source(client.address)
+            && self.addresses.family(client.address.is_v4()).is_some()
+            && !self.unanswerable.contains(client.address, now);
+        let same = self.addresses.family(client.address.is_v4());
+        let family = same.or_else(|| self.addresses.families().next())?;
+        let address = if keeps_source { client.address } else { family.gateway };
+        Some(InboundKeys {
+            guest: Endpoint { address: family.guest, port: guest_port },
+            remote: Endpoint { address, port: client.port },
+            keeps_source,
+        })
+    }
+
+    /// Puts an inbound stream into slab and table under the first name that is free.
+    fn insert_inbound(
+        &mut self,
+        keys: InboundKeys,
+        origin: Origin,
+        host: Option<HostSide<S::Socket>>,
+        now: Now,
+    ) -> Option<Slot> {
+        let mut host = host;
+        for attempt in 0..PORTS_TRIED {
+            let port =
+                if keys.keeps_source { keys.remote.port } else { other_port(keys.remote.port, attempt) };
+            let remote = Endpoint { port, ..keys.remote };
+            let key = FlowKey { guest: keys.guest, remote, protocol: Protocol::Tcp };
+            let isn = self.initial_sequence(&key, now);
+            let relay = TcpRelay::inbound(isn, self.config(key.guest.address.is_v4()), now);
+            let stream =
+                Stream { key, position: None, relay, host, origin, buffer: None, touched: None, burst: 1 };
+            match self.insert_stream(stream) {
+                Ok(slot) => return Some(slot),
+                Err(NotInserted::Exists(handle, stream)) => {
+                    host = stream.host;
+                    // The client's own port is free again on its side, so the old flow of that name is dead.
+                    if handle.owner == self.id && (keys.keeps_source || self.is_over(handle.slot)) {
+                        self.abandon_stream(handle.slot, now);
+                    }
+                }
+                Err(NotInserted::Full(stream)) => {
+                    if let Some(host) = stream.host {
+                        self.admission.close_socket();
+                        self.sockets.reset(host.socket);
+                    }
+                    return None;
+                }
+                Err(NotInserted::Gone) => return None,
+            }
+        }
+        if let Some(host) = host {
+            self.admission.close_socket();
+            self.sockets.reset(host.socket);
+        }
+        None
+    }
+
+    fn is_over(&self, slot: Slot) -> bool {
+        self.streams.get(slot).is_none_or(|stream| stream.relay.is_host_done())
+    }
+
+    /// Ends a stream with resets, at once.
+    fn abandon_stream(&mut self, slot: Slot, now: Now) {
+        if let Some(stream) = self.streams.get_mut(slot) {
+            stream.relay.abandon();
+            self.settle_one_now(slot, now);
+        }
+    }
+
+    /// The guest does not answer a client's own address: the client appears under the gateway's instead, and so does
+    /// its whole prefix for a while. Returns whether that was done.
+    pub(super) fn fall_back_to_gateway(&mut self, slot: Slot, now: Now) -> bool {
+        let Some(stream) = self.streams.get(slot) else { return false };
+        let Origin::Inbound { client, unproven: true, publication } = stream.origin else { return false };
+        let asked = stream.relay.state() == crate::relay::tcp::State::Offering;
+        if !asked || now.since(stream.relay.opened()) < PROOF_NS {
+            return false;
+        }
+        self.unanswerable.note(client.address, now);
+        let guest_port = stream.key.guest.port;
+        let Some(stream) = self.remove_stream(slot) else { return false };
+        let Some(host) = stream.host else { return false };
+        self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
+        let Some(keys) = self.inbound_keys(guest_port, client, now) else { return false };
+        let origin = Origin::Inbound { publication, client, unproven: false };
+        if let Some(new) = self.insert_inbound(keys, origin, Some(host), now)
+            && let Some(stream) = self.streams.get_mut(new)
+        {
+            stream.relay.readable(now);
+            if let Some(host) = &stream.host
+                && self.engine.watch(host.socket.fd(), Token { kind: token_kind::STREAM, slot: new }).is_err()
+            {
+                stream.relay.host_failed();
+            }
+            self.touch(new);
+        }
+        true
+    }
+}
+
+/// 127.0.0.1 and ::1, the order in which a service on the host's loopback is looked for.
+fn loopbacks(port: u16) -> [Endpoint; 2] {
+    [Endpoint::new(std::net::Ipv4Addr::LOCALHOST, port), Endpoint::new(std::net::Ipv6Addr::LOCALHOST, port)]
+}
+
+/// The port itself first, then others spread over the unprivileged ones.
+fn other_port(port: u16, attempt: u16) -> u16 {
+    if attempt == 0 {
+        port
+    } else {
+        1024 + port.wrapping_mul(31).wrapping_add(attempt.wrapping_mul(7919)) % 64_512
+    }
+}
+
+/// The name of an inbound connection.
+#[derive(Clone, Copy)]
+struct InboundKeys {
+    guest: Endpoint,
+    remote: Endpoint,
+    keeps_source: bool,
+}
+
+enum NotInserted<T> {
+    Exists(Handle, Box<Stream<T>>),
+    Full(Box<Stream<T>>),
+    Gone,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_prefix_is_remembered_for_a_while_and_no_other() {
+        let mut unanswerable = Unanswerable::default();
+        let now = Now(1);
+        let client = |text: &str| Address::from(text.parse::<std::net::IpAddr>().unwrap());
+        unanswerable.note(client("172.17.0.9"), now);
+        unanswerable.note(client("2001:db8::9"), now);
+        assert!(unanswerable.contains(client("172.17.0.77"), now));
+        assert!(unanswerable.contains(client("2001:db8::1:2"), now));
+        assert!(!unanswerable.contains(client("172.17.1.9"), now));
+        assert!(!unanswerable.contains(client("172.17.0.9"), Now(now.0 + Unanswerable::VALID_NS)));
+    }
+
+    #[test]
+    fn stand_in_ports_are_unprivileged_and_differ() {
+        let ports: Vec<u16> = (0..PORTS_TRIED).map(|attempt| other_port(5000, attempt)).collect();
+        assert_eq!(ports[0], 5000);
+        assert!(ports.iter().all(|port| *port >= 1024));
+        let mut unique = ports.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), ports.len());
+    }
+}

@@ -1,0 +1,408 @@
+//! What the streams of this pass want, done in one batch.
+//!
+//! For each stream that was touched: its payload goes out in one send (or, behind bytes that wait already, those do),
+//! acknowledged bytes are discarded from its receive queue, and new ones are peeked straight into space of the link. After
+//! the batch the relay hears what came of it, and what it has to say goes to the guest.
+
+use crate::exchange::mail::ToSlow;
+use crate::flow::slab::Slot;
+use crate::frame::build::HEAD_MAX;
+use crate::frame::drop_reason::DropReason;
+use crate::frame::tcp;
+use crate::host::engine::Engine;
+use crate::host::{HostSocket, Sockets};
+use crate::io::{Kind, OperationId};
+use crate::link::Link;
+use crate::observe::counters::Metric;
+use crate::relay::tcp::{Over, State, Wanted};
+use crate::time::Now;
+
+use super::super::Worker;
+use super::super::outbound::Part;
+use super::{HostKind, Origin, Stream};
+
+/// Most spaces that one peek fills: 256 KiB.
+const BURST_MAX: u8 = 4;
+
+/// A stream that something happened to in this pass.
+pub(in crate::worker) struct Touched {
+    slot: Slot,
+    /// The first and last part of its payload, and their bytes.
+    parts: Option<(u32, u32)>,
+    bytes: u32,
+    send: Option<OperationId>,
+    discard: Option<(OperationId, u32)>,
+    peek: Option<Peek>,
+    /// There was no space for a peek.
+    starved: bool,
+}
+
+impl Touched {
+    fn nothing(slot: Slot) -> Self {
+        Self { slot, parts: None, bytes: 0, send: None, discard: None, peek: None, starved: false }
+    }
+}
+
+/// A peek of this pass.
+#[derive(Clone, Copy)]
+pub(super) struct Peek {
+    pub operation: OperationId,
+    pub wanted: Wanted,
+    /// Bytes that there is room for.
+    asked: u32,
+    /// Bytes in front of them that were peeked before.
+    skipped: u32,
+    /// Where its spaces start in the list of this pass.
+    pub first_space: usize,
+    /// How many they are.
+    pub spaces: usize,
+}
+
+impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
+    /// Has the stream settled at the end of this pass.
+    pub(in crate::worker) fn touch(&mut self, slot: Slot) {
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        if stream.touched.is_none() {
+            stream.touched = Some(self.touched.len() as u32);
+            self.touched.push(Touched::nothing(slot));
+        }
+    }
+
+    fn touched_mut(&mut self, slot: Slot) -> Option<&mut Touched> {
+        let index = self.streams.get(slot)?.touched?;
+        self.touched.get_mut(index as usize)
+    }
+
+    /// Adds payload to what the stream sends in this pass.
+    pub(super) fn note_part(&mut self, slot: Slot, part: Part) {
+        self.touch(slot);
+        let index = self.parts.len() as u32;
+        let len = part.len;
+        self.parts.push(part);
+        let Some(touched) = self.touched_mut(slot) else { return };
+        touched.bytes += len;
+        let previous = touched.parts;
+        touched.parts = Some((previous.map_or(index, |(first, _)| first), index));
+        if let Some((_, last)) = previous {
+            self.parts[last as usize].next = Some(index);
+        }
+    }
+
+    /// Moves the payload noted so far behind the stream's waiting bytes.
+    pub(super) fn buffer_parts(&mut self, slot: Slot) {
+        let Some(touched) = self.touched_mut(slot) else { return };
+        let noted = std::mem::replace(touched, Touched::nothing(slot));
+        if noted.parts.is_some() {
+            self.buffer_rest(&noted, 0);
+        }
+    }
+
+    /// Adds to the batch what the touched streams want.
+    pub(in crate::worker) fn submit_streams(&mut self) {
+        for slot in std::mem::take(&mut self.again) {
+            self.touch(slot);
+        }
+        for index in 0..self.touched.len() {
+            self.submit_stream(index);
+        }
+    }
+
+    fn submit_stream(&mut self, index: usize) {
+        let Self {
+            link,
+            adopted,
+            parts,
+            operations,
+            streams,
+            spaces,
+            scratch,
+            configs,
+            sockets,
+            touched,
+            ..
+        } = self;
+        let touched = &mut touched[index];
+        let Some(stream) = streams.get_mut(touched.slot) else { return };
+        let v4 = stream.key.guest.address.is_v4();
+        let Stream { relay, host: Some(host), buffer, burst, .. } = stream else { return };
+        if relay.state() == State::Connecting {
+            return;
+        }
+        let fd = host.socket.fd();
+
+        let waiting = buffer.as_deref().map(|buffer| &buffer.waiting).filter(|waiting| !waiting.is_empty());
+        if let Some(waiting) = waiting {
+            touched.send = Some(operations.push(fd, Kind::Send, waiting.pieces()));
+        } else if let Some((first, _)) = touched.parts {
+            let mut send = operations.begin(fd, Kind::Send);
+            let mut next = Some(first);
+            while let Some(index) = next {
+                let part = &parts[index as usize];
+                next = part.next;
+                Self::pieces_of(link, adopted, part, &mut |piece| send.piece(piece));
+            }
+            touched.send = Some(send.finish());
+        }
+
+        let wanted = relay.wanted(&configs[usize::from(v4)]);
+        if relay.wants_discard()
+            || wanted.is_some_and(|wanted| wanted.offset > 0) && relay.send().discardable() > 0
+        {
+            let len = relay.take_discard();
+            let operation = match host.kind {
+                HostKind::Tcp => operations.push_discard(fd, len),
+                HostKind::Pair => {
+                    operations.push(fd, Kind::Receive, [scratch.piece(0).part(0, len as usize)])
+                }
+            };
+            host.position = host.position.saturating_sub(len);
+            touched.discard = Some((operation, len));
+        }
+
+        let Some(wanted) = relay.wanted(&configs[usize::from(v4)]) else { return };
+        let capacity = payload_capacity(link, relay.segment_bytes(), v4);
+        let first_space = spaces.len();
+        let mut room = 0;
+        while room < wanted.len as usize && spaces.len() - first_space < *burst as usize {
+            let Some(space) = link.reserve(HEAD_MAX, capacity.min(wanted.len as usize - room)) else { break };
+            room += space.capacity;
+            spaces.push(space);
+        }
+        touched.starved = room == 0;
+        if room == 0 {
+            return;
+        }
+        if host.keeps_offset && host.position != wanted.offset {
+            sockets.seek(&host.socket, wanted.offset);
+            host.position = wanted.offset;
+        }
+        // A kernel without a peek offset gives what was peeked before once more: into memory that nobody reads.
+        let skipped = if host.keeps_offset { 0 } else { wanted.offset };
+        let mut peek = operations.begin(fd, Kind::Peek);
+        peek.piece(scratch.piece(0).part(0, skipped as usize));
+        for space in &spaces[first_space..] {
+            link.space(*space, &mut |piece| peek.piece(piece));
+        }
+        let operation = peek.finish();
+        let asked = wanted.len.min(room as u32);
+        touched.peek =
+            Some(Peek { operation, wanted, asked, skipped, first_space, spaces: spaces.len() - first_space });
+    }
+
+    /// Tells the relays what came of the batch, and the guest what the relays have to say.
+    pub(in crate::worker) fn conclude_streams(&mut self, now: Now) {
+        let touched = std::mem::take(&mut self.touched);
+        for touched in &touched {
+            if let Some(stream) = self.streams.get_mut(touched.slot) {
+                stream.touched = None;
+            }
+        }
+        for touched in &touched {
+            self.conclude_send(touched);
+            self.conclude_discard(touched);
+            self.conclude_peek(touched, now);
+            self.finish_settling(touched.slot, now);
+        }
+        if self.touched.is_empty() {
+            self.touched = touched;
+            self.touched.clear();
+        }
+    }
+
+    fn conclude_send(&mut self, touched: &Touched) {
+        let Some(send) = touched.send else { return };
+        let result = self.operations.result(send);
+        let slot = touched.slot;
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        let sent = match result {
+            Ok(sent) => sent as u32,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
+            Err(_) => {
+                // The peer has reset the connection or is gone: nothing that was taken can be delivered.
+                stream.relay.host_failed();
+                stream.buffer = None;
+                return;
+            }
+        };
+        stream.relay.taken(sent);
+        if touched.parts.is_none() {
+            if let Some(buffer) = &mut stream.buffer {
+                buffer.waiting.consume(sent as usize);
+                if buffer.is_empty() {
+                    stream.buffer = None;
+                }
+            }
+        } else if sent < touched.bytes {
+            self.buffer_rest(touched, sent);
+        }
+    }
+
+    /// The socket took `sent` bytes of the noted payload: the rest waits.
+    fn buffer_rest(&mut self, touched: &Touched, sent: u32) {
+        let Some(stream) = self.streams.get_mut(touched.slot) else { return };
+        let buffer = stream.buffer.get_or_insert_default();
+        let mut skip = sent;
+        let mut next = touched.parts.map(|(first, _)| first);
+        while let Some(index) = next {
+            let part = self.parts[index as usize];
+            next = part.next;
+            let skipped = skip.min(part.len);
+            skip -= skipped;
+            let rest = Part { from: part.from + skipped, len: part.len - skipped, ..part };
+            Self::pieces_of(&self.link, &self.adopted, &rest, &mut |piece| {
+                buffer.waiting.append_piece(&piece)
+            });
+        }
+        self.counters.add(Metric::BytesBuffered, u64::from(touched.bytes - sent));
+    }
+
+    fn conclude_discard(&mut self, touched: &Touched) {
+        let Some((operation, len)) = touched.discard else { return };
+        let discarded = self.operations.result(operation).unwrap_or(0);
+        if discarded != len as usize
+            && let Some(stream) = self.streams.get_mut(touched.slot)
+        {
+            // What was peeked is there until it is discarded, unless the connection was reset meanwhile.
+            stream.relay.host_failed();
+        }
+    }
+
+    fn conclude_peek(&mut self, touched: &Touched, now: Now) {
+        let Some(peek) = touched.peek else {
+            if touched.starved {
+                self.again.push(touched.slot);
+            }
+            return;
+        };
+        let result = self.operations.result(peek.operation);
+        let Some(stream) = self.streams.get_mut(touched.slot) else { return };
+        let Some(host) = &mut stream.host else { return };
+        let got = match result {
+            Ok(0) => {
+                // A peek behind bytes that are known to be there finds them, so this is the end of the stream.
+                stream.relay.end_of_stream();
+                0
+            }
+            Ok(len) => (len as u32).saturating_sub(peek.skipped),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                stream.relay.drained();
+                0
+            }
+            Err(_) => {
+                stream.relay.host_failed();
+                0
+            }
+        };
+        if host.keeps_offset {
+            host.position += got;
+        }
+        let full = got == peek.asked;
+        if got > 0 && !full && !host.closed {
+            stream.relay.drained();
+        }
+        if full {
+            stream.burst = (stream.burst * 2).min(BURST_MAX);
+        } else {
+            stream.burst = 1;
+        }
+        self.send_peeked(touched.slot, &peek, got, !full, now);
+    }
+
+    /// After a stream's operations: room for the guest's window, the end of its direction, segments that are due,
+    /// deadlines, and the stream's own end.
+    fn finish_settling(&mut self, slot: Slot, now: Now) {
+        let Self { streams, configs, sockets, .. } = self;
+        let Some(stream) = streams.get_mut(slot) else { return };
+        let config = configs[usize::from(stream.key.guest.address.is_v4())];
+        if let Some(host) = &stream.host {
+            if stream.relay.wants_room() {
+                let room = sockets.room(&host.socket);
+                stream.relay.offer(room, &config);
+            }
+            if stream.relay.wants_shutdown(&config, now) {
+                sockets.shut_down(&host.socket);
+            }
+            if stream.relay.take_keep_alive() {
+                sockets.keep_alive(&host.socket);
+            }
+        }
+        self.send_due_segments(slot, now);
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        if stream.relay.wants_discard() || stream.relay.wanted(&config).is_some() {
+            self.again.push(slot);
+        } else if stream.relay.is_host_done() {
+            self.close_stream_host(slot);
+        }
+        let Some(stream) = self.streams.get(slot) else { return };
+        if let Some(over) = stream.relay.over() {
+            if stream.host.is_none() {
+                self.stream_is_over(slot, over);
+            }
+        } else if let Some(deadline) = stream.relay.next_deadline(&config) {
+            self.stream_timers.arm_earlier(slot.index, deadline);
+        }
+    }
+
+    /// The relay is done with the host socket.
+    fn close_stream_host(&mut self, slot: Slot) {
+        self.end_connect(slot);
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        let reset = stream.relay.over().is_some_and(|over| over != Over::Done);
+        if let Some(host) = stream.host.take() {
+            Self::close_host(&mut self.engine, &mut self.sockets, host, slot, reset);
+            self.admission.close_socket();
+        }
+    }
+
+    /// Takes a stream out of slab and table.
+    pub(super) fn remove_stream(&mut self, slot: Slot) -> Option<Stream<S::Socket>> {
+        let stream = self.streams.remove(slot)?;
+        if let Some(position) = stream.position {
+            self.flows.remove(position);
+        }
+        self.stream_timers.cancel(slot.index);
+        Some(stream)
+    }
+
+    fn stream_is_over(&mut self, slot: Slot, over: Over) {
+        let Some(stream) = self.remove_stream(slot) else { return };
+        self.counters.add(Metric::StreamsOver, 1);
+        let reason = match over {
+            Over::Done | Over::Abandoned | Over::HostFailed => return,
+            Over::GuestReset => DropReason::Reset,
+            Over::GuestRefused => DropReason::GuestRefused,
+            Over::GuestSilent => DropReason::GuestSilent,
+            Over::GuestGone => DropReason::GuestTimeout,
+        };
+        self.drop_frame(reason);
+        if let Origin::Inbound { publication, .. } = stream.origin
+            && over == Over::GuestRefused
+        {
+            // Told again with the next refusal, should the mailbox be full.
+            let _ = self.slow.put(ToSlow::Refused { publication });
+        }
+    }
+
+    /// Settles one stream at once, outside the batch: its name is needed for a new one.
+    pub(super) fn settle_one_now(&mut self, slot: Slot, now: Now) {
+        self.send_due_segments(slot, now);
+        self.close_stream_host(slot);
+        let touched = self.streams.get(slot).and_then(|stream| stream.touched);
+        if let Some(touched) = touched.and_then(|index| self.touched.get_mut(index as usize)) {
+            *touched = Touched::nothing(slot);
+        }
+        if let Some(over) = self.streams.get(slot).and_then(|stream| stream.relay.over()) {
+            self.stream_is_over(slot, over);
+        }
+    }
+}
+
+/// Payload bytes of one frame: as many whole segments as an IP packet holds, or one where the link cuts nothing.
+fn payload_capacity<L: Link>(link: &L, segment_bytes: u16, v4: bool) -> usize {
+    let segment = segment_bytes as usize;
+    if !link.capabilities().tcp_segmentation {
+        return segment;
+    }
+    let room = 65_535 - if v4 { 20 } else { 0 } - tcp::HEADER_MAX;
+    (room / segment).max(1) * segment
+}
