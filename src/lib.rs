@@ -1,13 +1,22 @@
-//! hythe: the network data plane for containers and their VMs.
+//! hythe: the network data plane for containers and their VMs on Linux.
+//!
+//! A guest hands it Ethernet frames; hythe ends the guest's TCP, UDP and ICMP and speaks them again through ordinary
+//! host sockets. `docs/ARCHITECTURE.md` is the map; the folders are the path of a frame.
+
+pub mod cli;
+pub mod config;
 pub mod exchange;
 pub mod flow;
 pub mod frame;
 pub mod host;
 pub mod io;
 pub mod link;
+pub mod namespace;
+pub mod netlink;
+pub mod node;
 pub mod observe;
 pub mod policy;
 pub mod relay;
+pub mod slow;
 pub mod time;
 pub mod worker;
-pub mod slow;

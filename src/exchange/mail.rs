@@ -46,10 +46,8 @@ pub struct Publication {
     pub id: u32,
     /// The port of the guest.
     pub guest_port: u16,
-    /// Whether connections that come from the host's own loopback are wanted only.
+    /// The protocol.
     pub protocol: PublishedProtocol,
-    /// Whether a refusal of the guest is told to the slow path, so that it stops listening for a while.
-    pub mirror_refusal: bool,
 }
 
 /// What a published port speaks.
@@ -69,11 +67,13 @@ pub enum ToWorker<S> {
     FrameFromGuest(OwnedFrame),
     /// Clients of a published port come from this socket (a listener, or a bound datagram socket).
     Publish(Publication, S),
-    /// The port is not published any more; `sever` resets its connections too.
+    /// The port is not published any more.
     Unpublish {
         /// Which publication.
         id: u32,
     },
+    /// Find out whether the guest listens at a published port, without showing its program a connection.
+    Probe(Publication),
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
     /// Reset everything and end.
@@ -115,10 +115,12 @@ pub enum ToSlow {
         /// Who opened it.
         guest: Endpoint,
     },
-    /// The guest refused a connection to a published port.
-    Refused {
+    /// What the guest answers at a published TCP port.
+    Listens {
         /// Which publication.
         publication: u32,
+        /// Whether somebody listens there.
+        listens: bool,
     },
     /// A copy of a frame, for capture.
     Captured {

@@ -9,7 +9,7 @@
 #[cfg(not(loom))]
 pub mod mail;
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 #[cfg(not(loom))]
 use std::sync::Arc;
 #[cfg(not(loom))]
@@ -63,6 +63,11 @@ impl Waker {
         // SAFETY: the descriptor is new and nobody else's.
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { announcement: Announcement(AtomicBool::new(false)), event })
+    }
+
+    /// The descriptor, borrowed.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.event)
     }
 
     /// The descriptor that becomes readable when the thread is to wake.

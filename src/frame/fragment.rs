@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::view::Fragment;
+use super::build::{self, Route};
+use super::view::{ETHERNET_LEN, Fragment};
 
 /// The pieces of `len` bytes of an upper layer for a guest with `mtu`, each with the bytes that it carries.
 /// `mtu` is at least 576, so that a piece always has room.
@@ -20,6 +21,25 @@ pub fn cut(
         let end = (offset + piece).min(len);
         (Fragment { id, offset, more: end < len, protocol }, offset..end)
     })
+}
+
+/// The frames in which the packet of `frame` goes to a guest with `mtu`: itself, or its fragments.
+pub fn frames(frame: &[u8], route: &Route, protocol: u8, mtu: u16, id: u32) -> Vec<Vec<u8>> {
+    let v4 = route.ip.source.is_v4();
+    let transport_start = ETHERNET_LEN + if v4 { 20 } else { 40 };
+    let Some(upper) = frame.get(transport_start..).filter(|_| frame.len() - ETHERNET_LEN > mtu as usize)
+    else {
+        return vec![frame.to_vec()];
+    };
+    cut(upper.len(), mtu as usize, v4, id, protocol)
+        .map(|(piece, bytes)| {
+            let mut out = vec![0; build::HEAD_MAX];
+            let head_len = build::fragment(&mut out, route, piece, bytes.len());
+            out.truncate(head_len);
+            out.extend_from_slice(&upper[bytes]);
+            out
+        })
+        .collect()
 }
 
 #[cfg(test)]

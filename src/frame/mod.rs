@@ -6,6 +6,7 @@
 pub mod address;
 pub mod build;
 pub mod checksum;
+pub mod datagram;
 pub mod drop_reason;
 pub mod fragment;
 pub mod icmp;

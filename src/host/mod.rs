@@ -9,6 +9,7 @@ pub mod datagram;
 pub mod engine;
 pub mod errors;
 pub mod kernel;
+pub mod listen;
 pub mod options;
 pub mod tcp;
 

@@ -38,6 +38,11 @@ pub(super) fn socket(v4: bool, kind: i32, protocol: i32) -> io::Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A stream socket that is connected to nothing yet.
+pub fn new_stream(v4: bool) -> io::Result<OwnedFd> {
+    socket(v4, STREAM, 0)
+}
+
 /// Binds a socket to an endpoint.
 pub(super) fn bind(fd: RawFd, endpoint: Endpoint) -> io::Result<()> {
     // SAFETY: zero is a valid socket address.

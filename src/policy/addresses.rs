@@ -44,6 +44,8 @@ pub struct Addresses {
     pub host_addresses: bool,
     /// Whether metadata services may be reached.
     pub metadata: bool,
+    /// Clients of these networks appear to the guest under the gateway's address.
+    pub snat_from: Vec<IpNet>,
     /// The host's own addresses, sorted; kept by the slow path.
     pub own: Vec<Address>,
 }
@@ -130,6 +132,7 @@ impl Addresses {
             && !client.is_multicast()
             && !client.is_link_local()
             && !family.subnet.contains(&client.ip())
+            && !self.snat_from.iter().any(|net| net.contains(&client.ip()))
             && !matches!(client.ip(), std::net::IpAddr::V6(ip) if self.global_prefix.is_some_and(|p| p.contains(&ip)))
     }
 }
@@ -187,6 +190,7 @@ mod tests {
             host_loopback: true,
             host_addresses: true,
             metadata: false,
+            snat_from: vec!["203.0.113.0/24".parse().unwrap()],
             own: vec![address("203.0.113.5")],
         }
     }
@@ -261,6 +265,7 @@ mod tests {
             ("::1", false),
             ("fe80::1", false),
             ("2001:db8::1", true),
+            ("203.0.113.9", false),
         ] {
             assert_eq!(addresses.may_keep_source(address(client)), kept, "{client}");
         }

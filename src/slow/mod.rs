@@ -1,13 +1,14 @@
 //! The slow path: one thread for everything that needs names, files or patience.
 //!
 //! A current-thread tokio runtime. Workers mail it frames that are for hythe itself, streams to its services, and
-//! refusals of published ports; it mails frames back. It never touches what a worker owns.
+//! what the guest answers at published ports; it mails frames back. It never touches what a worker owns.
 //!
 //! * [`neighbours`]: ARP, neighbour discovery, router advertisements
 //! * [`dhcp`], [`dhcpv6`]: addresses for guests that ask
 //! * [`dns`]: names of the link, everything else to the host's resolvers
 //! * [`echo`]: the gateway answers ping
 //! * [`fragments`]: packets of the guest that came in pieces
+//! * [`publish`]: published ports that show what the guest shows
 
 pub mod dhcp;
 pub mod dhcpv6;
@@ -15,3 +16,328 @@ pub mod dns;
 pub mod echo;
 pub mod fragments;
 pub mod neighbours;
+pub mod publish;
+mod readable;
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::exchange::mail::{Service, ToSlow, ToWorker};
+use crate::exchange::{Mailbox, Waker};
+use crate::frame::address::{Endpoint, Mac};
+use crate::frame::build::Route;
+use crate::frame::drop_reason::DropReason;
+use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
+use crate::frame::{datagram, fragment};
+use crate::observe::capture::Capture;
+use crate::observe::counters::Counters;
+use crate::policy::addresses::Addresses;
+use crate::time::Now;
+use readable::Readable;
+
+/// How long a lease of an address lasts, in seconds. The address is the guest's alone, so it need not be short.
+const LEASE_S: u32 = 86_400;
+
+const DHCP_SERVER: u16 = 67;
+const DHCPV6_SERVER: u16 = 547;
+const UDP: u8 = 17;
+
+/// Everything the slow path is made from.
+pub struct Parts {
+    /// Its mail.
+    pub mail: Mailbox<ToSlow>,
+    /// What wakes it.
+    pub waker: Arc<Waker>,
+    /// What tells it to end.
+    pub stop: Arc<Waker>,
+    /// The workers' mail, by number.
+    pub workers: Vec<Mailbox<ToWorker<OwnedFd>>>,
+    /// Addresses and rules.
+    pub addresses: Arc<Addresses>,
+    /// The guest's MAC.
+    pub guest_mac: Mac,
+    /// The link's MTU.
+    pub mtu: u16,
+    /// The guest's host name.
+    pub hostname: Option<String>,
+    /// Resolvers to ask instead of the host's.
+    pub dns: Vec<IpAddr>,
+    /// The host's search domains.
+    pub search: Vec<String>,
+    /// Whether the host has a default route of IPv6.
+    pub host_has_ipv6: bool,
+    /// Published TCP ports that follow the guest.
+    pub published: publish::Published,
+    /// Where frames are written.
+    pub capture: Option<File>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+}
+
+/// Runs until it is told to stop.
+pub fn run(parts: Parts) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let served = runtime.and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts)));
+    if let Err(error) = served {
+        tracing::error!(%error, "the slow path has ended");
+    }
+}
+
+async fn serve(parts: Parts) -> io::Result<()> {
+    let mail = parts.mail.clone();
+    let waker = parts.waker.clone();
+    let wake = Readable::new(waker.clone())?;
+    let stop = Readable::new(parts.stop.clone())?;
+    let mut slow = Slow::new(parts)?;
+    spawn_local({
+        let dns = slow.dns.clone();
+        async move { dns.follow_resolv_conf().await }
+    });
+    let mut advertise = tokio::time::interval(Duration::from_secs(neighbours::ADVERTISEMENT_INTERVAL_S));
+    loop {
+        waker.announce_sleep();
+        if mail.is_empty() {
+            let deadline = slow.fragments.deadline().map(|at| at - Now::read());
+            tokio::select! {
+                result = stop.signalled() => return result,
+                result = wake.signalled() => result?,
+                _ = advertise.tick() => slow.advertise(),
+                () = tokio::time::sleep(deadline.unwrap_or(Duration::MAX)) => slow.expire_fragments(),
+            }
+        }
+        waker.awake();
+        while let Some(thing) = mail.take() {
+            slow.take(thing);
+        }
+        // Queries and streams that the mail has begun get their turn.
+        tokio::task::yield_now().await;
+    }
+}
+
+struct Slow {
+    to_guest: Rc<ToGuest>,
+    mtu: u16,
+    dns: dns::Dns,
+    router: neighbours::RouterConfig,
+    dhcp: dhcp::DhcpConfig,
+    dhcpv6: dhcpv6::Dhcpv6Config,
+    fragments: fragments::Fragments,
+    published: publish::Published,
+    capture: Option<Capture<File>>,
+}
+
+/// The way back: whole frames, to the worker whose link the question came by.
+struct ToGuest {
+    workers: Vec<Mailbox<ToWorker<OwnedFd>>>,
+    addresses: Arc<Addresses>,
+    guest_mac: Mac,
+    mtu: u16,
+    counters: Arc<Counters>,
+    fragment_id: std::cell::Cell<u32>,
+}
+
+impl ToGuest {
+    fn frame(&self, worker: u8, frame: Vec<u8>) {
+        let Some(mailbox) = self.workers.get(worker as usize) else { return };
+        if mailbox.put(ToWorker::FrameToGuest(frame)).is_err() {
+            self.counters.count_drop(DropReason::WorkerFull);
+        }
+    }
+
+    fn next_fragment_id(&self) -> u32 {
+        self.fragment_id.set(self.fragment_id.get().wrapping_add(1));
+        self.fragment_id.get()
+    }
+
+    /// Sends a datagram, in fragments where it is larger than the MTU.
+    fn datagram(&self, worker: u8, source: Endpoint, destination: Endpoint, payload: &[u8]) {
+        let route = Route {
+            source_mac: self.addresses.gateway_mac,
+            destination_mac: self.guest_mac,
+            ip: IpHead {
+                source: source.address,
+                destination: destination.address,
+                hop_limit: 64,
+                traffic_class: 0,
+                dont_fragment: false,
+            },
+        };
+        let Some(frame) = datagram::whole(&route, source.port, destination.port, payload) else {
+            self.counters.count_drop(DropReason::TooLarge);
+            return;
+        };
+        for frame in fragment::frames(&frame, &route, UDP, self.mtu, self.next_fragment_id()) {
+            self.frame(worker, frame);
+        }
+    }
+}
+
+impl Slow {
+    fn new(parts: Parts) -> io::Result<Self> {
+        let settings = dns::Settings {
+            servers: parts.dns.iter().map(|ip| SocketAddr::new(*ip, dns::DNS_PORT)).collect(),
+            hostname: parts.hostname.clone(),
+            ..dns::Settings::default()
+        };
+        let dns = dns::Dns::new(settings, &parts.addresses).map_err(io::Error::other)?;
+        let search = neighbours::search_names(&parts.search);
+        let to_guest = ToGuest {
+            workers: parts.workers,
+            addresses: parts.addresses,
+            guest_mac: parts.guest_mac,
+            mtu: parts.mtu,
+            counters: parts.counters,
+            fragment_id: std::cell::Cell::new(Now::read().0 as u32),
+        };
+        Ok(Self {
+            to_guest: Rc::new(to_guest),
+            mtu: parts.mtu,
+            dns,
+            router: neighbours::RouterConfig {
+                mtu: parts.mtu,
+                search: search.clone(),
+                has_route: parts.host_has_ipv6,
+            },
+            dhcp: dhcp::DhcpConfig {
+                lease_s: LEASE_S,
+                mtu: parts.mtu,
+                hostname: parts.hostname,
+                dns: Vec::new(),
+                search: search.clone(),
+            },
+            dhcpv6: dhcpv6::Dhcpv6Config { lease_s: LEASE_S, dns: Vec::new(), search },
+            fragments: fragments::Fragments::default(),
+            published: parts.published,
+            capture: parts.capture.map(Capture::new).transpose()?,
+        })
+    }
+
+    fn addresses(&self) -> &Addresses {
+        &self.to_guest.addresses
+    }
+
+    fn take(&mut self, mail: ToSlow) {
+        match mail {
+            ToSlow::Frame { worker, frame } => self.frame(worker, &frame),
+            ToSlow::Stream { service: Service::Dns, socket, .. } => self.serve_dns(socket),
+            ToSlow::Listens { publication, listens } => self.listens(publication, listens),
+            ToSlow::Captured { time_ns, outbound, bytes } => self.write_capture(time_ns, outbound, &bytes),
+        }
+    }
+
+    /// A frame from the guest for hythe itself.
+    fn frame(&mut self, worker: u8, frame: &[u8]) {
+        let Ok(view) = View::parse(frame, frame.len()) else { return };
+        let Content::Ip(packet) = view.content else { return self.neighbour(worker, frame) };
+        match packet.transport {
+            Transport::Udp(udp) => self.datagram(worker, view.source_mac, &packet, &udp, frame),
+            Transport::Fragment(_) => self.fragment(worker, frame),
+            Transport::Icmp(&[133..=137, ..]) if !packet.ip.source.is_v4() => self.neighbour(worker, frame),
+            Transport::Icmp(_) => {
+                let id = self.to_guest.next_fragment_id();
+                for answer in echo::answer(self.addresses(), self.to_guest.guest_mac, self.mtu, id, frame) {
+                    self.to_guest.frame(worker, answer);
+                }
+            }
+            Transport::Tcp(_) | Transport::Other(_) => {}
+        }
+    }
+
+    fn neighbour(&self, worker: u8, frame: &[u8]) {
+        if let Some(answer) =
+            neighbours::answer(self.addresses(), &self.router, self.to_guest.guest_mac, frame)
+        {
+            self.to_guest.frame(worker, answer);
+        }
+    }
+
+    fn datagram(&self, worker: u8, source_mac: Mac, packet: &Packet<'_>, udp: &UdpView, frame: &[u8]) {
+        let start = packet.transport_start + 8;
+        let Some(payload) = frame.get(start..start + udp.len) else { return };
+        let answer = match udp.destination_port {
+            DHCP_SERVER => dhcp::answer(self.addresses(), &self.dhcp, source_mac, payload),
+            DHCPV6_SERVER => {
+                dhcpv6::answer(self.addresses(), &self.dhcpv6, source_mac, packet.ip.source, payload)
+            }
+            dns::DNS_PORT => {
+                let guest = Endpoint { address: packet.ip.source, port: udp.source_port };
+                let gateway = Endpoint { address: packet.ip.destination, port: udp.destination_port };
+                self.resolve(worker, guest, gateway, payload.to_vec());
+                None
+            }
+            _ => None,
+        };
+        if let Some(answer) = answer {
+            self.to_guest.frame(worker, answer);
+        }
+    }
+
+    fn resolve(&self, worker: u8, guest: Endpoint, gateway: Endpoint, query: Vec<u8>) {
+        let (dns, to_guest) = (self.dns.clone(), self.to_guest.clone());
+        spawn_local(async move {
+            if let Some(answer) = dns.answer(&query, dns::Transport::Udp(guest)).await {
+                to_guest.datagram(worker, gateway, guest, &answer);
+            }
+        });
+    }
+
+    fn serve_dns(&self, socket: OwnedFd) {
+        let stream = std::os::unix::net::UnixStream::from(socket);
+        let Ok(stream) = tokio::net::UnixStream::from_std(stream) else { return };
+        let dns = self.dns.clone();
+        spawn_local(async move { dns.serve_stream(stream).await });
+    }
+
+    fn fragment(&mut self, worker: u8, frame: &[u8]) {
+        let to_guest = self.to_guest.clone();
+        let outcome = self.fragments.frame(&to_guest.addresses, to_guest.guest_mac, frame, Now::read());
+        self.fragments_done(worker, outcome);
+    }
+
+    fn expire_fragments(&mut self) {
+        let to_guest = self.to_guest.clone();
+        let outcome = self.fragments.expire(&to_guest.addresses, to_guest.guest_mac, Now::read());
+        self.fragments_done(0, outcome);
+    }
+
+    fn fragments_done(&self, worker: u8, outcome: fragments::Outcome) {
+        outcome.drops.into_iter().for_each(|reason| self.to_guest.counters.count_drop(reason));
+        outcome.to_guest.into_iter().for_each(|frame| self.to_guest.frame(worker, frame));
+        if let (Some(whole), Some(mailbox)) = (outcome.whole, self.to_guest.workers.get(worker as usize))
+            && mailbox.put(ToWorker::FrameFromGuest(whole)).is_err()
+        {
+            self.to_guest.counters.count_drop(DropReason::WorkerFull);
+        }
+    }
+
+    fn advertise(&self) {
+        if let Some(advertisement) = neighbours::router_advertisement(self.addresses(), &self.router) {
+            self.to_guest.frame(0, advertisement);
+        }
+    }
+
+    fn listens(&mut self, publication: u32, listens: bool) {
+        let Some(probe) = self.published.told(publication, listens) else { return };
+        let Some(worker) = self.to_guest.workers.first().cloned() else { return };
+        spawn_local(async move {
+            tokio::time::sleep(probe.after).await;
+            // A probe that does not fit is made up for by the next refusal.
+            let _ = worker.put(ToWorker::Probe(probe.publication));
+        });
+    }
+
+    fn write_capture(&mut self, time_ns: u64, outbound: bool, bytes: &[u8]) {
+        let Some(capture) = &mut self.capture else { return };
+        if let Err(error) = capture.frame(time_ns, outbound, bytes) {
+            tracing::warn!(%error, "the capture ends here: its file cannot be written");
+            self.capture = None;
+        }
+    }
+}

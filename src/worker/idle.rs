@@ -55,8 +55,11 @@ impl Spinner {
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Runs until the worker is stopped.
     pub fn run(&mut self) {
-        while !self.is_stopped() {
+        loop {
             let busy = self.pass(Now::read());
+            if self.is_stopped() {
+                return;
+            }
             self.wait(busy);
         }
     }

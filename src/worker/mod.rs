@@ -33,11 +33,12 @@ use crate::flow::table::FlowTable;
 use crate::flow::timer::TimerWheel;
 use crate::frame::address::Mac;
 use crate::frame::drop_reason::DropReason;
-use crate::host::engine::{Engine, Event, Token};
+use crate::host::engine::{Engine, Event, Interest, Token};
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
 use crate::link::{Link, Space};
 use crate::observe::counters::{Counters, Metric};
+use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
 use crate::relay::tcp;
 use crate::time::Now;
@@ -77,6 +78,8 @@ pub struct Parts<L, E, S: Sockets> {
     pub addresses: Arc<Addresses>,
     /// The guest's MAC.
     pub guest_mac: Mac,
+    /// Whose datagrams reach the guest.
+    pub udp_filtering: UdpFiltering,
     /// Its counters.
     pub counters: Arc<Counters>,
     /// What wakes it.
@@ -108,6 +111,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     flows: Arc<FlowTable>,
     addresses: Arc<Addresses>,
     guest_mac: Mac,
+    udp_filtering: UdpFiltering,
     counters: Arc<Counters>,
     waker: Arc<Waker>,
     mail: Mailbox<ToWorker<S::Socket>>,
@@ -163,7 +167,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub fn new(parts: Parts<L, E, S>) -> std::io::Result<Self> {
         let mtu = parts.link.capabilities().mtu;
         let mut engine = parts.engine;
-        engine.watch(parts.waker.fd(), Self::token(token_kind::WAKER))?;
+        engine.watch(parts.waker.fd(), Self::token(token_kind::WAKER), Interest::Readable)?;
         let configs = [tcp::Config::for_mtu(mtu, false), tcp::Config::for_mtu(mtu, true)];
         Ok(Self {
             id: parts.id,
@@ -173,6 +177,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             flows: parts.flows,
             addresses: parts.addresses,
             guest_mac: parts.guest_mac,
+            udp_filtering: parts.udp_filtering,
             counters: parts.counters,
             waker: parts.waker,
             mail: parts.mail,
@@ -320,6 +325,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::FrameFromGuest(frame) => self.adopt_frame(frame, now),
                 ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),
                 ToWorker::Unpublish { id } => self.unpublish(id),
+                ToWorker::Probe(publication) => self.probe(publication, now),
                 ToWorker::Addresses(addresses) => self.addresses = addresses,
                 ToWorker::Stop => self.stop(now),
             }
@@ -342,7 +348,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.fired = fired;
     }
 
-    fn publish(&mut self, publication: Publication, socket: S::Socket, now: Now) {
+    /// Clients of a published port come to `socket` from now on.
+    pub fn publish(&mut self, publication: Publication, socket: S::Socket, now: Now) {
         match publication.protocol {
             PublishedProtocol::Tcp => self.add_listener(publication, socket),
             PublishedProtocol::Udp => self.add_published_datagrams(publication, socket, now),

@@ -5,9 +5,9 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll};
+use mio::{Events, Poll};
 
-use super::{Engine, EngineCounts, Event, Token, direct};
+use super::{Engine, EngineCounts, Event, Interest, Token, direct};
 use crate::io::{Kind, Operations};
 
 /// The system calls made here besides those of [`direct`].
@@ -51,10 +51,13 @@ impl Engine for Epoll {
         }
     }
 
-    fn watch(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+    fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
         self.counts.system_calls += 1;
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut SourceFd(&fd), mio::Token(token.pack() as usize), both)
+        let interest = match interest {
+            Interest::Readable => mio::Interest::READABLE,
+            Interest::Both => mio::Interest::READABLE | mio::Interest::WRITABLE,
+        };
+        self.poll.registry().register(&mut SourceFd(&fd), mio::Token(token.pack() as usize), interest)
     }
 
     fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
@@ -63,7 +66,7 @@ impl Engine for Epoll {
         }
         self.counts.system_calls += 1;
         let token_word = mio::Token(token.pack() as usize);
-        self.poll.registry().register(&mut SourceFd(&fd), token_word, Interest::READABLE)?;
+        self.poll.registry().register(&mut SourceFd(&fd), token_word, mio::Interest::READABLE)?;
         self.armed.push((fd, token));
         Ok(())
     }

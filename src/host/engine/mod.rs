@@ -38,6 +38,15 @@ impl Token {
     }
 }
 
+/// Which readiness is reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interest {
+    /// Something to read.
+    Readable,
+    /// Something to read, room to write, the peer's end.
+    Both,
+}
+
 /// A descriptor became ready.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
@@ -69,8 +78,8 @@ pub trait Engine {
     /// Carries out every operation of the batch; their results are in when this returns.
     fn run(&mut self, operations: &mut Operations);
 
-    /// Reports readiness of `fd` from now on, edge-triggered, both directions.
-    fn watch(&mut self, fd: RawFd, token: Token) -> io::Result<()>;
+    /// Reports readiness of `fd` from now on, edge-triggered.
+    fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()>;
 
     /// Reports once when `fd` has something to read, also if it has already. For a link that was found empty: while
     /// a worker is busy its link costs no wake-ups.
@@ -174,11 +183,26 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_tap_never_makes_a_batch_wait() {
+        let created = crate::link::tap::create("hythe-test%d", 1).unwrap();
+        let fd = created.queues[0].as_raw_fd();
+        each(|engine| {
+            let buffers = crate::io::Buffers::new(4, 2000);
+            let mut operations = Operations::default();
+            let reads: Vec<_> = (0..4).map(|i| operations.push(fd, Kind::Read, [buffers.piece(i)])).collect();
+            engine.run(&mut operations);
+            for id in reads {
+                assert_eq!(operations.result(id).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            }
+        });
+    }
+
+    #[test]
     fn readiness_comes_once_for_each_arrival() {
         each(|engine| {
             let (mut a, b) = UnixStream::pair().unwrap();
             let mut events = Vec::new();
-            engine.watch(b.as_raw_fd(), token(7)).unwrap();
+            engine.watch(b.as_raw_fd(), token(7), Interest::Both).unwrap();
             engine.wait(Some(Duration::ZERO), &mut events);
             events.clear();
             a.write_all(b"x").unwrap();
@@ -221,7 +245,7 @@ mod tests {
     fn a_watched_descriptor_is_closed_for_its_peer_once_it_is_unwatched() {
         each(|engine| {
             let (a, b) = UnixStream::pair().unwrap();
-            engine.watch(b.as_raw_fd(), token(1)).unwrap();
+            engine.watch(b.as_raw_fd(), token(1), Interest::Both).unwrap();
             engine.wait(Some(Duration::ZERO), &mut Vec::new());
             engine.unwatch(b.as_raw_fd(), token(1));
             drop(b);

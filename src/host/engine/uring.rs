@@ -18,7 +18,7 @@ use io_uring::register::Restriction;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
-use super::{Engine, EngineCounts, Event, Token, direct};
+use super::{Engine, EngineCounts, Event, Interest, Token, direct};
 use crate::io::{Kind, Operations};
 
 /// The system calls made here besides those of [`direct`].
@@ -36,8 +36,6 @@ const OPERATION: u64 = 1 << 63;
 /// User data of a cancellation, whose completion says nothing.
 const CANCELLATION: u64 = u64::MAX;
 
-const WATCH_EVENTS: u32 = (libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP) as u32;
-
 /// The io_uring engine.
 pub struct Uring {
     ring: IoUring,
@@ -47,7 +45,7 @@ pub struct Uring {
     /// Polls that the kernel ended although nobody asked; to be armed anew.
     ended: Vec<u64>,
     /// What is watched, to arm it anew.
-    watched: std::collections::HashMap<u64, RawFd>,
+    watched: std::collections::HashMap<u64, (RawFd, Interest)>,
     armed: Vec<u64>,
     counts: EngineCounts,
 }
@@ -158,8 +156,12 @@ impl Uring {
         });
     }
 
-    fn add_poll(&mut self, fd: RawFd, data: u64) {
-        let entry = opcode::PollAdd::new(Fd(fd), WATCH_EVENTS).multi(true).build().user_data(data);
+    fn add_poll(&mut self, fd: RawFd, data: u64, interest: Interest) {
+        let events = match interest {
+            Interest::Readable => libc::POLLIN,
+            Interest::Both => libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP,
+        };
+        let entry = opcode::PollAdd::new(Fd(fd), events as u32).multi(true).build().user_data(data);
         self.push(&entry);
     }
 
@@ -187,8 +189,9 @@ impl Uring {
         let receive_flags = direct::receive_flags(operation.kind) as u32;
         let (iov, count) = (memory.as_ptr().cast(), memory.len() as u32);
         let entry = match operation.kind {
-            Kind::Read => opcode::Readv::new(fd, iov, count).build(),
-            Kind::Write => opcode::Writev::new(fd, iov, count).build(),
+            // O_NONBLOCK alone would let the kernel wait for a frame on a file that can be polled.
+            Kind::Read => opcode::Readv::new(fd, iov, count).rw_flags(libc::RWF_NOWAIT).build(),
+            Kind::Write => opcode::Writev::new(fd, iov, count).rw_flags(libc::RWF_NOWAIT).build(),
             Kind::Send | Kind::SendDatagram => {
                 opcode::SendMsg::new(fd, header).flags(direct::SEND_FLAGS as u32).build()
             }
@@ -221,12 +224,16 @@ impl Uring {
             }
             done += self.reap(Some(operations));
         }
-        for operation in &operations.list {
+        let Operations { list, pieces, messages, .. } = operations;
+        for (operation, header) in list.iter_mut().zip(&self.headers) {
+            if operation.result == -libc::EOPNOTSUPP && matches!(operation.kind, Kind::Read | Kind::Write) {
+                // A kernel whose tap knows no RWF_NOWAIT (before 6.4): the plain call does not wait either.
+                let first = operation.first_piece as usize;
+                direct::perform(operation, &pieces[first..first + operation.pieces as usize], None);
+                self.counts.system_calls += 1;
+            }
             if operation.kind == Kind::ReceiveDatagram {
-                let index = operation.extra as usize;
-                let at = std::ptr::from_ref(operation) as usize - operations.list.as_ptr() as usize;
-                let header = &self.headers[at / size_of::<crate::io::Operation>()];
-                direct::take_header(&mut operations.messages[index], header);
+                direct::take_header(&mut messages[operation.extra as usize], header);
             }
         }
     }
@@ -254,10 +261,10 @@ impl Engine for Uring {
         }
     }
 
-    fn watch(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+    fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
         let data = token.pack();
-        self.watched.insert(data, fd);
-        self.add_poll(fd, data);
+        self.watched.insert(data, (fd, interest));
+        self.add_poll(fd, data, interest);
         Ok(())
     }
 
@@ -285,8 +292,8 @@ impl Engine for Uring {
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) {
         for data in std::mem::take(&mut self.ended) {
-            if let Some(fd) = self.watched.get(&data).copied() {
-                self.add_poll(fd, data);
+            if let Some((fd, interest)) = self.watched.get(&data).copied() {
+                self.add_poll(fd, data, interest);
             }
         }
         self.reap(None);

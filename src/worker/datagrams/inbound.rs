@@ -5,16 +5,17 @@ use crate::flow::slab::Slot;
 use crate::frame::address::Endpoint;
 use crate::frame::build::{self, Route};
 use crate::frame::drop_reason::DropReason;
-use crate::frame::fragment;
 use crate::frame::icmp::{self, ECHO_LEN};
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::view::ETHERNET_LEN;
+use crate::frame::{datagram, fragment};
 use crate::host::control::{self, ReceiveControl};
 use crate::host::engine::{Engine, Event};
 use crate::host::{EchoKind, HostSocket, Sockets};
 use crate::io::{Kind, OperationId};
 use crate::link::{InboundHead, Link, Space};
 use crate::observe::counters::Metric;
+use crate::policy::UdpFiltering;
 use crate::time::Now;
 
 use super::super::Worker;
@@ -185,7 +186,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return Ok(flow.key);
         }
         let Some(mapping) = self.mappings.get(slot) else { return Err(DropReason::NoFlow) };
-        if !published && !mapping.addresses.contains_key(&peer.address) {
+        let anybody = published || self.udp_filtering == UdpFiltering::EndpointIndependent;
+        if !anybody && !mapping.addresses.contains_key(&peer.address) {
             return Err(DropReason::Filtered);
         }
         self.begin_inbound_flow(slot, peer, told, now)
@@ -290,30 +292,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Sends a copy of a datagram, in fragments where it is larger than the guest's MTU.
     fn copy_udp(&mut self, key: &FlowKey, route: &Route, payload: &[u8]) {
-        let mut frame = vec![0; build::HEAD_MAX + payload.len()];
-        let head = build::udp(&mut frame, route, key.remote.port, key.guest.port, payload.len(), false);
-        build::finish_checksum(&mut frame, head, std::iter::once(payload));
-        frame.truncate(head.len);
-        frame.extend_from_slice(payload);
-        self.send_in_fragments(&frame, head.transport_start, route, 17);
+        match datagram::whole(route, key.remote.port, key.guest.port, payload) {
+            Some(frame) => self.send_in_fragments(&frame, route, 17),
+            None => self.drop_frame(DropReason::TooLarge),
+        }
     }
 
     /// Sends a complete frame whole, or its packet in fragments where that is larger than the guest's MTU.
-    fn send_in_fragments(&mut self, frame: &[u8], transport_start: usize, route: &Route, protocol: u8) {
-        let mtu = self.link.capabilities().mtu as usize;
-        if frame.len() - ETHERNET_LEN <= mtu {
-            self.frame_to_guest(frame);
-            return;
-        }
+    fn send_in_fragments(&mut self, frame: &[u8], route: &Route, protocol: u8) {
+        let mtu = self.link.capabilities().mtu;
         self.fragment_id = self.fragment_id.wrapping_add(1);
-        let upper = &frame[transport_start..];
-        let v4 = route.ip.source.is_v4();
-        for (piece, range) in fragment::cut(upper.len(), mtu, v4, self.fragment_id, protocol) {
-            let mut out = vec![0; build::HEAD_MAX];
-            let head_len = build::fragment(&mut out, route, piece, range.len());
-            out.truncate(head_len);
-            out.extend_from_slice(&upper[range]);
-            self.frame_to_guest(&out);
+        for frame in fragment::frames(frame, route, protocol, mtu, self.fragment_id) {
+            self.frame_to_guest(&frame);
         }
     }
 
@@ -337,8 +327,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let mut frame = vec![0; ETHERNET_LEN + 40 + message.len()];
         let len = build::icmp(&mut frame, route, &message);
         self.counters.add(Metric::DatagramsIn, 1);
-        let transport_start = len - message.len();
-        self.send_in_fragments(&frame[..len], transport_start, route, if v4 { 1 } else { 58 });
+        self.send_in_fragments(&frame[..len], route, if v4 { 1 } else { 58 });
         Ok(())
     }
 }

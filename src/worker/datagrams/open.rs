@@ -9,7 +9,7 @@ use crate::flow::slab::Slot;
 use crate::flow::table::{Handle, InsertError};
 use crate::frame::address::{Address, Endpoint};
 use crate::frame::drop_reason::DropReason;
-use crate::host::engine::{Engine, Token};
+use crate::host::engine::{Engine, Interest, Token};
 use crate::host::{EchoSocket, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
@@ -179,7 +179,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             }
         }
         let Some(mapping) = self.mappings.get(slot) else { return Err(InsertError::Full) };
-        if self.engine.watch(mapping.socket.fd(), Token { kind: token_kind::MAPPING, slot }).is_err() {
+        if self
+            .engine
+            .watch(mapping.socket.fd(), Token { kind: token_kind::MAPPING, slot }, Interest::Both)
+            .is_err()
+        {
             self.close_mapping(slot);
             return Err(InsertError::Full);
         }

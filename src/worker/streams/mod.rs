@@ -67,6 +67,11 @@ pub enum Origin {
         /// The client's own source was kept, and the guest has not shown that it can answer it.
         unproven: bool,
     },
+    /// hythe asks whether the guest listens at a published port.
+    Probe {
+        /// The publication's number.
+        publication: u32,
+    },
 }
 
 /// A TCP flow.

@@ -18,7 +18,7 @@ use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{IcmpError, Quoted};
 use crate::frame::tcp::{self, SegmentHead, Seq};
 use crate::frame::view::IpHead;
-use crate::host::engine::{Engine, Token};
+use crate::host::engine::{Engine, Interest, Token};
 use crate::host::errors::{Answer, IcmpReport, SocketError};
 use crate::host::{ConnectPlan, HostSocket, Sockets};
 use crate::link::Link;
@@ -228,7 +228,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Gives a stream its host side, which stands.
     fn attach_host(&mut self, slot: Slot, socket: S::Socket, kind: HostKind, peer: Endpoint, now: Now) {
         let keeps_offset = self.sockets.establish(&socket, peer.address.is_v4(), false);
-        let watched = self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot });
+        let watched =
+            self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot }, Interest::Both);
         let Some(stream) = self.streams.get_mut(slot) else { return };
         stream.host = Some(HostSide { socket, kind, peer, keeps_offset, position: 0, closed: false });
         if watched.is_err() {
@@ -263,7 +264,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 {
                     self.ports.remember(guest, local.port);
                 }
-                let watched = self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot });
+                let watched =
+                    self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot }, Interest::Both);
                 if let Some(stream) = self.streams.get_mut(slot) {
                     stream.host = Some(HostSide {
                         socket,
@@ -363,7 +365,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub(in crate::worker) fn add_listener(&mut self, publication: Publication, socket: S::Socket) {
         let index = self.listeners.iter().map(|listener| listener.index + 1).max().unwrap_or(0);
         let listener = Listener { publication, socket, index };
-        if self.engine.watch(listener.socket.fd(), listener.token()).is_ok() {
+        if self.engine.watch(listener.socket.fd(), listener.token(), Interest::Readable).is_ok() {
             self.listeners.push(listener);
         }
     }
@@ -388,6 +390,20 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         // There may be more, and no event will say so.
         self.waiting_listeners.push(index);
+    }
+
+    /// Asks the guest whether it listens at a published port: a SYN from the gateway.
+    pub(in crate::worker) fn probe(&mut self, publication: Publication, now: Now) {
+        let Some(family) = self.addresses.families().next() else { return };
+        let keys = InboundKeys {
+            guest: Endpoint { address: family.guest, port: publication.guest_port },
+            remote: Endpoint { address: family.gateway, port: other_port(publication.guest_port, 1) },
+            keeps_source: false,
+        };
+        let origin = Origin::Probe { publication: publication.id };
+        if let Some(slot) = self.insert_inbound(keys, origin, None, now) {
+            self.touch(slot);
+        }
     }
 
     fn open_inbound(
@@ -514,7 +530,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         {
             stream.relay.readable(now);
             if let Some(host) = &stream.host
-                && self.engine.watch(host.socket.fd(), Token { kind: token_kind::STREAM, slot: new }).is_err()
+                && self
+                    .engine
+                    .watch(host.socket.fd(), Token { kind: token_kind::STREAM, slot: new }, Interest::Both)
+                    .is_err()
             {
                 stream.relay.host_failed();
             }

@@ -11,12 +11,12 @@ use crate::host::engine::Engine;
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::relay::tcp::receive::Payload;
-use crate::relay::tcp::{Disposition, reset_for};
+use crate::relay::tcp::{Disposition, State, reset_for};
 use crate::time::Now;
 
 use super::super::Worker;
 use super::super::outbound::{FrameRef, Part};
-use super::Origin;
+use super::{Origin, Stream};
 
 /// A TCP segment on its way through the worker.
 #[derive(Clone, Copy)]
@@ -91,7 +91,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             *unproven = false;
         }
         let disposition = stream.relay.segment(&arrived.tcp.segment, &config, now);
+        let answered = stream.relay.state() == State::Open;
         self.touch(slot);
+        if let Some(Stream { origin: Origin::Probe { publication }, relay, .. }) = self.streams.get_mut(slot)
+            && answered
+        {
+            // Half open is all that was asked: a reset now, and no program of the guest's sees a connection.
+            let publication = *publication;
+            relay.abandon();
+            self.tell_listens(publication, true);
+            return Ok(());
+        }
         match disposition {
             Disposition::Reopen => {
                 self.settle_one_now(slot, now);

@@ -367,6 +367,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     fn stream_is_over(&mut self, slot: Slot, over: Over) {
         let Some(stream) = self.remove_stream(slot) else { return };
         self.counters.add(Metric::StreamsOver, 1);
+        if let Origin::Inbound { publication, .. } | Origin::Probe { publication } = stream.origin
+            && over == Over::GuestRefused
+        {
+            self.tell_listens(publication, false);
+        }
+        if matches!(stream.origin, Origin::Probe { .. }) {
+            return;
+        }
         let reason = match over {
             Over::Done | Over::Abandoned | Over::HostFailed => return,
             Over::GuestReset => DropReason::Reset,
@@ -375,12 +383,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             Over::GuestGone => DropReason::GuestTimeout,
         };
         self.drop_frame(reason);
-        if let Origin::Inbound { publication, .. } = stream.origin
-            && over == Over::GuestRefused
-        {
-            // Told again with the next refusal, should the mailbox be full.
-            let _ = self.slow.put(ToSlow::Refused { publication });
-        }
+    }
+
+    /// Tells the slow path what the guest answers at a published port.
+    pub(super) fn tell_listens(&mut self, publication: u32, listens: bool) {
+        // Should the mailbox be full, the next client or the next probe tells it again.
+        let _ = self.slow.put(ToSlow::Listens { publication, listens });
     }
 
     /// Settles one stream at once, outside the batch: its name is needed for a new one.

@@ -1,0 +1,136 @@
+//! Sockets of published ports.
+//!
+//! A published TCP port has one listening socket a worker (`SO_REUSEPORT`); the kernel spreads clients over them. While
+//! the guest refuses, they keep the port without listening: `shutdown(SHUT_RD)` ends a listener's listening and
+//! leaves it bound (the kernel then refuses clients at once), `listen` starts it again. So a port is bound once, when
+//! hythe may still have the right to bind it.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use crate::exchange::mail::PublishedProtocol;
+use crate::frame::address::Endpoint;
+
+use super::{datagram, options, tcp};
+
+/// The system calls made here besides those of [`tcp`] and [`options`].
+pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_listen, libc::SYS_shutdown];
+
+/// Clients that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Opens the sockets of a published port: for TCP one a worker, listening; for UDP one.
+pub fn open(
+    address: IpAddr,
+    port: u16,
+    protocol: PublishedProtocol,
+    workers: usize,
+) -> io::Result<Vec<OwnedFd>> {
+    let endpoint = Endpoint::new(address, port);
+    match protocol {
+        PublishedProtocol::Udp => open_udp(endpoint).map(|socket| vec![socket]),
+        PublishedProtocol::Tcp => {
+            let sockets: Vec<OwnedFd> =
+                (0..workers).map(|index| open_tcp(endpoint, index == 0)).collect::<io::Result<_>>()?;
+            sockets.iter().try_for_each(|socket| listen(socket.as_raw_fd()))?;
+            Ok(sockets)
+        }
+    }
+}
+
+fn open_tcp(endpoint: Endpoint, first: bool) -> io::Result<OwnedFd> {
+    let v4 = endpoint.address.is_v4();
+    let socket = tcp::new_stream(v4)?;
+    let fd = socket.as_raw_fd();
+    // Connections of an earlier life of the port in TIME-WAIT do not count.
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    if !v4 {
+        options::set_number(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    if first {
+        // Bound without SO_REUSEPORT, it finds a stranger on the port even if that has set the option.
+        tcp::bind(fd, endpoint)?;
+    }
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    if !first {
+        tcp::bind(fd, endpoint)?;
+    }
+    // What it accepts inherits these.
+    tcp::prepare(fd);
+    Ok(socket)
+}
+
+fn open_udp(endpoint: Endpoint) -> io::Result<OwnedFd> {
+    let v4 = endpoint.address.is_v4();
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let socket = tcp::socket(v4, kind, 0)?;
+    let fd = socket.as_raw_fd();
+    datagram::prepare_udp(fd, v4)?;
+    // Answers leave from the address that was called.
+    datagram::tell_local_address(fd, v4)?;
+    if !v4 {
+        options::set_number(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    tcp::bind(fd, endpoint)?;
+    Ok(socket)
+}
+
+/// Starts a bound socket's listening.
+pub fn listen(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::listen(fd, BACKLOG) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Ends a listener's listening; it stays bound, and clients that wait are reset.
+pub fn stop_listening(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::shutdown(fd, libc::SHUT_RD) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+    fn open_any(address: IpAddr, workers: usize) -> (Vec<OwnedFd>, u16) {
+        // A port that is free now; another process may take it, so several are tried.
+        for _ in 0..20 {
+            let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+            if let Ok(sockets) = open(address, port, PublishedProtocol::Tcp, workers) {
+                return (sockets, port);
+            }
+        }
+        panic!("no free port");
+    }
+
+    #[test]
+    fn a_port_refuses_while_it_does_not_listen_and_stays_ours() {
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let (sockets, port) = open_any(address, 3);
+            let client = TcpStream::connect((address, port)).unwrap();
+            for socket in &sockets {
+                stop_listening(socket.as_raw_fd()).unwrap();
+            }
+            let refused = TcpStream::connect((address, port)).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            assert_eq!(TcpListener::bind((address, port)).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            for socket in &sockets {
+                listen(socket.as_raw_fd()).unwrap();
+            }
+            TcpStream::connect((address, port)).unwrap();
+            drop(client);
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_an_error_whoever_has_it() {
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let (_sockets, port) = open_any(address, 1);
+        for workers in [1, 2] {
+            let error = open(address, port, PublishedProtocol::Tcp, workers).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "with SO_REUSEPORT on the other side too");
+        }
+    }
+}

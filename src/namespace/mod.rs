@@ -1,0 +1,176 @@
+//! The guest's network namespace, and the process that lives in it.
+//!
+//! hythe itself stays in the host's namespace. A helper, forked before any thread exists, makes or enters the guest's:
+//! it creates the tap device and hands its queues over, configures the interface, runs the command (`hythe run`), and
+//! stays as the broker of what can only be had inside: sockets of that namespace.
+//!
+//! ```text
+//! hythe (host namespace) ◀── SOCK_SEQPACKET, descriptors ──▶ helper (guest namespace) ──▶ COMMAND
+//! ```
+//! The helper dies with hythe: it sees the end of the channel, ends the command and everything that came of it, and
+//! exits. hythe sees the end of the helper the same way.
+
+pub mod channel;
+mod configure;
+mod helper;
+mod watch;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::config::Config;
+use crate::frame::address::Mac;
+use crate::link::tap::Created;
+use channel::{Channel, FromHelper, ToHelper};
+pub use watch::Departure;
+
+/// Which namespace the guest lives in.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A new one, in which a command runs.
+    Run {
+        /// The command and its arguments.
+        command: Vec<OsString>,
+    },
+    /// One that a file names, like /run/netns/NAME.
+    Path(PathBuf),
+    /// A process's.
+    Process(i32),
+}
+
+/// What the helper is to set up.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The namespace.
+    pub target: Target,
+    /// The interface's name.
+    pub interface: String,
+    /// Queues of the tap device.
+    pub queues: usize,
+    /// The guest's MAC.
+    pub mac: Mac,
+    /// The link's MTU.
+    pub mtu: u16,
+    /// The guest's addresses, with prefixes.
+    pub addresses: Vec<IpNet>,
+    /// Default gateways.
+    pub gateways: Vec<std::net::IpAddr>,
+    /// The guest's host name.
+    pub hostname: Option<String>,
+    /// The content of the guest's resolv.conf.
+    pub resolv_conf: String,
+}
+
+impl Plan {
+    /// The plan for a configuration; `search` are the host's search domains.
+    pub fn new(config: &Config, target: Target, search: &[String]) -> Self {
+        use std::fmt::Write;
+        let mut resolv_conf = String::from("# made by hythe\n");
+        let gateways: Vec<_> = config.addresses.families().map(|family| family.gateway.ip()).collect();
+        for gateway in &gateways {
+            let _ = writeln!(resolv_conf, "nameserver {gateway}");
+        }
+        if !search.is_empty() {
+            let _ = writeln!(resolv_conf, "search {}", search.join(" "));
+        }
+        Self {
+            target,
+            interface: config.interface.clone(),
+            queues: config.workers,
+            mac: config.guest_mac,
+            mtu: config.mtu,
+            addresses: config.guest_addresses(),
+            gateways,
+            hostname: config.hostname.clone(),
+            resolv_conf,
+        }
+    }
+}
+
+/// Why the guest's namespace could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// The helper could not be started.
+    #[error("the helper process cannot be started ({0})")]
+    Fork(#[source] io::Error),
+    /// The helper says what failed.
+    #[error("{0}")]
+    Helper(String),
+    /// The helper ended without a word.
+    #[error("the helper process in the guest's namespace ended unexpectedly")]
+    Gone,
+    /// The namespace cannot be watched.
+    #[error("cannot watch for the end of {target} ({error})")]
+    Watch {
+        /// Which namespace.
+        target: String,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// The guest's namespace, set up; the command, if any, has not started.
+pub struct Namespace {
+    channel: Channel,
+    helper: nix::unistd::Pid,
+    /// The tap device's queues.
+    pub tap: Created,
+    /// What to know besides.
+    pub notes: Vec<String>,
+}
+
+impl Namespace {
+    /// Starts the helper and waits until the interface stands. No thread may exist yet.
+    pub fn set_up(plan: &Plan) -> Result<Self, NamespaceError> {
+        let (channel, theirs) = Channel::pair().map_err(NamespaceError::Fork)?;
+        let helper = helper::start(plan, theirs, channel.as_fd()).map_err(NamespaceError::Fork)?;
+        let mut tap = None;
+        let mut notes = Vec::new();
+        loop {
+            match channel.receive_from_helper() {
+                Ok(Some((FromHelper::Tap { udp_segmentation }, queues))) => {
+                    tap = Some(Created { queues, udp_segmentation });
+                }
+                Ok(Some((FromHelper::Note(note), _))) => notes.push(note),
+                Ok(Some((FromHelper::Ready, _))) => break,
+                Ok(Some((FromHelper::Failed(message), _))) => return Err(NamespaceError::Helper(message)),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return Err(NamespaceError::Gone),
+            }
+        }
+        let tap = tap.ok_or(NamespaceError::Gone)?;
+        Ok(Self { channel, helper, tap, notes })
+    }
+
+    /// Everything stands: the command may start.
+    pub fn go(&self) -> io::Result<()> {
+        self.channel.send(&ToHelper::Go)
+    }
+
+    /// Passes a signal on to the command.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        self.channel.send(&ToHelper::Signal(signal))
+    }
+
+    /// The descriptor on which the helper speaks.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// The next word of the helper; `None` when it is gone.
+    pub fn receive(&self) -> io::Result<Option<(FromHelper, Vec<OwnedFd>)>> {
+        self.channel.receive_from_helper()
+    }
+
+    /// Waits for the helper's end; the channel is closed first, which makes it end.
+    pub fn finish(self) {
+        drop(self.channel);
+        // It fails only when there is no such child, which is as good.
+        let _ = nix::sys::wait::waitpid(self.helper, None);
+    }
+}

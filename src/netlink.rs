@@ -1,0 +1,287 @@
+//! The kernel's routes, addresses and links, asked and set by rtnetlink in the calling thread's network namespace.
+//!
+//! Blocking, for setting up; the slow path follows changes later with a socket of its own.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::frame::address::{Address, Mac};
+
+/// A connection to the kernel's routing.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+/// A route of the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostRoute {
+    /// The destinations; of length zero for a default route.
+    pub destination: IpNet,
+    /// The interface.
+    pub interface: Option<u32>,
+}
+
+impl Netlink {
+    /// Opens a connection.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends a request and gives every message of the answer to `take`.
+    fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        mut take: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (received, _) = self.socket.recv_from_full()?;
+            let mut rest = received.as_slice();
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+                let len = (answer.header.length as usize).next_multiple_of(4).clamp(4, rest.len());
+                rest = &rest[len..];
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => take(message),
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(()),
+                            Some(_) => Err(error.to_io()),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// All unicast routes of all tables but the local one.
+    pub fn routes(&mut self) -> io::Result<Vec<HostRoute>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP, |answer| {
+                if let RouteNetlinkMessage::NewRoute(route) = answer {
+                    routes.extend(host_route(&route));
+                }
+            })?;
+        }
+        Ok(routes)
+    }
+
+    /// All addresses, each with its prefix.
+    pub fn addresses(&mut self) -> io::Result<Vec<IpNet>> {
+        let mut addresses = Vec::new();
+        let message = AddressMessage::default();
+        self.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewAddress(message) = answer {
+                let own = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Local(ip) => Some(*ip),
+                    _ => None,
+                };
+                let any = |attribute: &AddressAttribute| match attribute {
+                    AddressAttribute::Address(ip) => Some(*ip),
+                    _ => None,
+                };
+                let ip = message
+                    .attributes
+                    .iter()
+                    .find_map(own)
+                    .or_else(|| message.attributes.iter().find_map(any));
+                addresses.extend(ip.and_then(|ip| IpNet::new(ip, message.header.prefix_len).ok()));
+            }
+        })?;
+        Ok(addresses)
+    }
+
+    /// Sets an interface's MAC, MTU and queue length, and brings it up.
+    pub fn set_link(&mut self, index: u32, settings: &LinkSettings) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        if settings.up {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
+        if let Some(mac) = settings.mac {
+            message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        }
+        message.attributes.extend(settings.mtu.map(|mtu| LinkAttribute::Mtu(u32::from(mtu))));
+        message.attributes.extend(settings.queue_len.map(LinkAttribute::TxQueueLen));
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK, |_| {})
+    }
+
+    /// Gives an interface an address; without duplicate address detection.
+    pub fn add_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = address.prefix_len();
+        message.header.scope = AddressScope::Universe;
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes =
+            vec![AddressAttribute::Address(address.addr()), AddressAttribute::Local(address.addr())];
+        match address {
+            IpNet::V4(net) => {
+                message.header.family = AddressFamily::Inet;
+                message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+            }
+            IpNet::V6(_) => {
+                message.header.family = AddressFamily::Inet6;
+                message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+        }
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        self.request(RouteNetlinkMessage::NewAddress(message), flags, |_| {})
+    }
+
+    /// Sets the default route of the gateway's family.
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family =
+            if gateway.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.attributes =
+            vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(index)];
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        self.request(RouteNetlinkMessage::NewRoute(message), flags, |_| {})
+    }
+}
+
+/// What to set of an interface.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct LinkSettings {
+    /// Its MAC.
+    pub mac: Option<Mac>,
+    /// Its MTU.
+    pub mtu: Option<u16>,
+    /// Frames that its queue holds.
+    pub queue_len: Option<u32>,
+    /// Bring it up.
+    pub up: bool,
+}
+
+fn host_route(route: &RouteMessage) -> Option<HostRoute> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut destination = None;
+    let mut interface = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => destination = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            _ => {}
+        }
+    }
+    let v4 = route.header.address_family == AddressFamily::Inet;
+    let unspecified: IpAddr =
+        if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let ip = destination.unwrap_or(unspecified);
+    let destination = IpNet::new(ip, route.header.destination_prefix_length).ok()?;
+    Some(HostRoute { destination, interface })
+}
+
+/// What the host's network looks like, as far as the guest's addresses depend on it.
+#[derive(Clone, Debug, Default)]
+pub struct HostNetwork {
+    /// Routes, default ones left out.
+    pub networks: Vec<IpNet>,
+    /// The host's own addresses, sorted.
+    pub own: Vec<Address>,
+    /// Whether there is a default route, for IPv4 and IPv6.
+    pub has_default: [bool; 2],
+    /// A /64 of the host that is globally reachable.
+    pub global_prefix: Option<ipnet::Ipv6Net>,
+}
+
+impl HostNetwork {
+    /// Asks the kernel.
+    pub fn read() -> io::Result<Self> {
+        let mut netlink = Netlink::open()?;
+        let routes = netlink.routes()?;
+        let addresses = netlink.addresses()?;
+        let default = |v4: bool| {
+            routes.iter().any(|route| {
+                route.destination.prefix_len() == 0 && matches!(route.destination, IpNet::V4(_)) == v4
+            })
+        };
+        let has_default = [default(true), default(false)];
+        let networks =
+            routes.iter().map(|route| route.destination).filter(|net| net.prefix_len() > 0).collect();
+        let mut own: Vec<Address> = addresses.iter().map(|net| net.addr().into()).collect();
+        own.sort_unstable();
+        let global = |net: &IpNet| match net {
+            // RFC 4291, 2.4 and RFC 3587: global unicast is assigned from 2000::/3.
+            IpNet::V6(net) if net.addr().segments()[0] & 0xe000 == 0x2000 && net.prefix_len() <= 64 => {
+                ipnet::Ipv6Net::new(net.addr(), 64).ok().map(|net| net.trunc())
+            }
+            _ => None,
+        };
+        let global_prefix = addresses.iter().find_map(global).filter(|_| has_default[1]);
+        Ok(Self { networks, own, has_default, global_prefix })
+    }
+
+    /// The network of the host that covers, or lies in, `subnet`.
+    pub fn overlap(&self, subnet: IpNet) -> Option<IpNet> {
+        let overlaps = |net: &&IpNet| net.contains(&subnet.network()) || subnet.contains(&net.network());
+        self.networks.iter().find(overlaps).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_address_is_among_the_hosts_own() {
+        let network = HostNetwork::read().unwrap();
+        let loopback: Address = std::net::Ipv4Addr::LOCALHOST.into();
+        assert!(network.own.binary_search(&loopback).is_ok(), "{network:?}");
+    }
+
+    #[test]
+    fn an_overlap_is_found_in_either_direction() {
+        let network =
+            HostNetwork { networks: vec!["192.168.0.0/16".parse().unwrap()], ..HostNetwork::default() };
+        assert!(network.overlap("192.168.65.0/24".parse().unwrap()).is_some());
+        assert!(network.overlap("192.0.0.0/8".parse().unwrap()).is_some());
+        assert!(network.overlap("10.0.0.0/24".parse().unwrap()).is_none());
+    }
+}

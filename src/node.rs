@@ -1,0 +1,430 @@
+//! One running hythe: the workers, the slow path, and what they share.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::config::Config;
+use crate::exchange::mail::{Publication, PublishedProtocol, ToSlow, ToWorker};
+use crate::exchange::{Mailbox, Waker};
+use crate::flow::admit::Limits;
+use crate::flow::key::HashSecret;
+use crate::flow::table::FlowTable;
+use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
+use crate::host::kernel::KernelSockets;
+use crate::host::{datagram, listen};
+use crate::link::Link;
+use crate::observe::counters::{self, Counters};
+use crate::policy::publish::PublishedPort;
+use crate::slow;
+use crate::time::Now;
+use crate::worker::ports::PortSet;
+use crate::worker::{Parts, Worker};
+
+/// Things that wait for a worker, or for the slow path.
+const MAILBOX: usize = 1024;
+/// Descriptors that are not flows': rings, mailboxes, listeners, the slow path's.
+const DESCRIPTORS_KEPT: u64 = 256;
+/// Raw ICMP sockets a worker gets where ping sockets are not allowed, of each family.
+const RAW_SOCKETS: usize = 32;
+/// Connects under way to one destination, and in all, of one worker.
+const CONNECTS_PER_DESTINATION: u32 = 512;
+const CONNECTS: u32 = 8192;
+
+/// Why hythe cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A port cannot be published.
+    #[error("cannot publish {address}:{port}/{protocol}: {problem}")]
+    Publish {
+        /// The host's address.
+        address: String,
+        /// The host's port.
+        port: u16,
+        /// tcp or udp.
+        protocol: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The engine that was asked for cannot be had.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The capture file cannot be written.
+    #[error("--capture {path}: cannot be written ({error})", path = .path.display())]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// Something that should always work did not.
+    #[error("{what} ({error})")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        error: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
+    move |error| NodeError::System { what, error }
+}
+
+/// What a node takes from the host while it may: sockets of published ports, raw sockets, files.
+pub struct Provisions {
+    engine: EngineKind,
+    listeners: Vec<(Publication, Vec<OwnedFd>)>,
+    raw: [Vec<OwnedFd>; 2],
+    capture: Option<std::fs::File>,
+    descriptors: u64,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+impl Provisions {
+    /// Opens everything that may take a right, or that may fail.
+    pub fn gather(config: &Config) -> Result<Self, NodeError> {
+        let mut notes = Vec::new();
+        let engine = config.engine.decide()?;
+        let descriptors = raise_descriptor_limit().map_err(system("cannot read the limit of descriptors"))?;
+        let mut listeners = Vec::new();
+        for port in &config.publish {
+            open_published(port, config.workers, &mut listeners)?;
+        }
+        let capture = match &config.capture {
+            None => None,
+            Some(path) => Some(
+                std::fs::File::create(path)
+                    .map_err(|error| NodeError::Capture { path: path.clone(), error })?,
+            ),
+        };
+        let raw = [false, true].map(|v4| raw_sockets(v4, config.workers, &mut notes));
+        Ok(Self { engine, listeners, raw, capture, descriptors, notes })
+    }
+
+    /// The engine that will run.
+    pub fn engine(&self) -> EngineKind {
+        self.engine
+    }
+
+    /// Descriptors that the process may have.
+    pub fn descriptors(&self) -> u64 {
+        self.descriptors
+    }
+}
+
+/// Raw sockets for echo, where ping sockets are not allowed and raw ones are.
+fn raw_sockets(v4: bool, workers: usize, notes: &mut Vec<String>) -> Vec<OwnedFd> {
+    let Err(refused) = datagram::open_ping(v4, None) else { return Vec::new() };
+    let raw: Vec<OwnedFd> = (0..workers * RAW_SOCKETS).map_while(|_| datagram::open_raw(v4).ok()).collect();
+    if raw.is_empty() {
+        notes.push(format!(
+            "the guest's {} is not answered from outside: ping sockets are not allowed here ({refused}; sysctl \
+             net.ipv4.ping_group_range), and raw sockets take CAP_NET_RAW",
+            if v4 { "ping" } else { "ping over IPv6" }
+        ));
+    }
+    raw
+}
+
+/// Raises the soft limit of descriptors to the hard one; returns it.
+fn raise_descriptor_limit() -> io::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft })
+}
+
+fn open_published(
+    port: &PublishedPort,
+    workers: usize,
+    listeners: &mut Vec<(Publication, Vec<OwnedFd>)>,
+) -> Result<(), NodeError> {
+    for address in &port.addresses {
+        let id = listeners.len() as u32;
+        let publication = Publication { id, guest_port: port.guest_port, protocol: port.protocol };
+        match listen::open(*address, port.host_port, port.protocol, workers) {
+            Ok(sockets) => listeners.push((publication, sockets)),
+            // A host without IPv6 publishes on IPv4 when no address was named.
+            Err(error) if port.addresses.len() > 1 && address.is_ipv6() && is_family_missing(&error) => {}
+            Err(error) => {
+                let problem = match error.raw_os_error() {
+                    Some(libc::EADDRINUSE) => {
+                        "the port is taken by another process: choose another one, or end that one".into()
+                    }
+                    Some(libc::EACCES) => format!(
+                        "ports below 1024 take root or CAP_NET_BIND_SERVICE: choose one above, or allow it (sysctl \
+                         net.ipv4.ip_unprivileged_port_start={})",
+                        port.host_port
+                    ),
+                    Some(libc::EADDRNOTAVAIL) => "the host does not have this address".into(),
+                    _ => error.to_string(),
+                };
+                return Err(NodeError::Publish {
+                    address: if address.is_ipv6() { format!("[{address}]") } else { address.to_string() },
+                    port: port.host_port,
+                    protocol: protocol_name(port.protocol),
+                    problem,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_family_missing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn protocol_name(protocol: PublishedProtocol) -> &'static str {
+    match protocol {
+        PublishedProtocol::Tcp => "tcp",
+        PublishedProtocol::Udp => "udp",
+    }
+}
+
+type WorkerMail = Mailbox<ToWorker<OwnedFd>>;
+
+/// A running node.
+pub struct Node {
+    workers: Vec<JoinHandle<()>>,
+    worker_mail: Vec<WorkerMail>,
+    slow: Option<JoinHandle<()>>,
+    slow_stop: Arc<Waker>,
+    counters: Vec<Arc<Counters>>,
+    ended: Arc<Waker>,
+}
+
+/// A secret for hashing and for sequence numbers.
+fn secret() -> [u64; 2] {
+    use rand::Rng;
+    let mut random = rand::rng();
+    [random.next_u64(), random.next_u64()]
+}
+
+impl Node {
+    /// Starts the threads, one worker a link. `search` are the host's search domains.
+    pub fn start<L: Link + Send + 'static>(
+        config: &Config,
+        mut provisions: Provisions,
+        links: Vec<L>,
+        search: Vec<String>,
+    ) -> Result<Self, NodeError> {
+        let count = links.len();
+        let eventfd = || Waker::new().map(Arc::new).map_err(system("cannot make an eventfd"));
+        let wakers: Vec<Arc<Waker>> = (0..count).map(|_| eventfd()).collect::<Result<_, _>>()?;
+        let worker_mail: Vec<WorkerMail> =
+            wakers.iter().map(|waker| Mailbox::new(MAILBOX, waker.clone())).collect();
+        let slow_waker = eventfd()?;
+        let slow_mail: Mailbox<ToSlow> = Mailbox::new(MAILBOX, slow_waker.clone());
+        let slow_stop = eventfd()?;
+        let ended = eventfd()?;
+        let flows = Arc::new(FlowTable::new(config.max_flows, HashSecret(secret())));
+        let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
+        let addresses = Arc::new(config.addresses.clone());
+        let excluded = excluded_ports(config);
+        let sockets = provisions.descriptors.saturating_sub(DESCRIPTORS_KEPT).max(64) / count.max(1) as u64;
+        let limits = Limits {
+            sockets: sockets.min(u64::from(u32::MAX)) as u32,
+            connects_per_destination: CONNECTS_PER_DESTINATION,
+            connects: CONNECTS,
+        };
+        let cores = allowed_cores();
+
+        let mut published = slow::publish::Published::default();
+        for (publication, sockets) in &provisions.listeners {
+            if publication.protocol == PublishedProtocol::Tcp && config.mirror_refusal {
+                let handles: Vec<OwnedFd> = sockets.iter().flat_map(OwnedFd::try_clone).collect();
+                published.add(*publication, handles);
+            }
+        }
+        let mut inherited: Vec<Vec<(Publication, OwnedFd)>> = (0..count).map(|_| Vec::new()).collect();
+        for (publication, sockets) in std::mem::take(&mut provisions.listeners) {
+            for (index, socket) in sockets.into_iter().enumerate() {
+                // A UDP port has one socket: ports are dealt to the workers in turn.
+                inherited[(publication.id as usize + index) % count].push((publication, socket));
+            }
+        }
+
+        let mut workers = Vec::new();
+        for (id, link) in links.into_iter().enumerate() {
+            let raw = provisions.raw.each_mut().map(|sockets| {
+                let share = sockets.len().min(RAW_SOCKETS);
+                sockets.split_off(sockets.len() - share)
+            });
+            let seed = WorkerSeed {
+                id: id as u8,
+                link,
+                engine: provisions.engine,
+                core: cores.get(id % cores.len().max(1)).copied(),
+                raw,
+                published: std::mem::take(&mut inherited[id]),
+                flows: flows.clone(),
+                limits,
+                config: config.clone(),
+                addresses: addresses.clone(),
+                counters: counters[id].clone(),
+                waker: wakers[id].clone(),
+                mail: worker_mail[id].clone(),
+                workers: worker_mail.clone(),
+                slow: slow_mail.clone(),
+                excluded: excluded.clone(),
+                secret: secret(),
+                capture: provisions.capture.is_some(),
+                ended: ended.clone(),
+            };
+            let thread = std::thread::Builder::new().name(format!("worker-{id}"));
+            workers.push(thread.spawn(move || seed.grow()).map_err(system("cannot start a thread"))?);
+        }
+        let slow_parts = slow::Parts {
+            mail: slow_mail,
+            waker: slow_waker,
+            stop: slow_stop.clone(),
+            workers: worker_mail.clone(),
+            addresses,
+            guest_mac: config.guest_mac,
+            mtu: config.mtu,
+            hostname: config.hostname.clone(),
+            dns: config.dns.clone(),
+            search,
+            host_has_ipv6: config.host_has_ipv6,
+            published,
+            capture: provisions.capture,
+            counters: counters[count].clone(),
+        };
+        let slow_ended = ended.clone();
+        let slow = std::thread::Builder::new()
+            .name("slow".into())
+            .spawn(move || {
+                slow::run(slow_parts);
+                slow_ended.signal();
+            })
+            .map_err(system("cannot start a thread"))?;
+        Ok(Self { workers, worker_mail, slow: Some(slow), slow_stop, counters, ended })
+    }
+
+    /// The descriptor that becomes readable when a thread has ended.
+    pub fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// Counters of all threads, as lines of text.
+    pub fn report(&self) -> String {
+        counters::report(self.counters.iter().map(AsRef::as_ref))
+    }
+
+    /// Resets every connection and ends the threads.
+    pub fn stop(mut self) -> String {
+        for mail in &self.worker_mail {
+            // A worker that is gone, or whose mailbox is full for ever, is not waited for below either.
+            while !self.workers.iter().all(JoinHandle::is_finished) && mail.put(ToWorker::Stop).is_err() {
+                std::thread::yield_now();
+            }
+        }
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+        self.slow_stop.signal();
+        if let Some(slow) = self.slow.take() {
+            let _ = slow.join();
+        }
+        self.report()
+    }
+}
+
+/// Ports that the guest's flows leave alone: reserved by the administrator, and published.
+fn excluded_ports(config: &Config) -> PortSet {
+    let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    let mut excluded = PortSet::parse(&reserved);
+    for port in &config.publish {
+        excluded.insert(port.host_port);
+    }
+    excluded
+}
+
+fn allowed_cores() -> Vec<usize> {
+    let Ok(set) = nix::sched::sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect()
+}
+
+/// What a worker's thread starts from.
+struct WorkerSeed<L> {
+    id: u8,
+    link: L,
+    engine: EngineKind,
+    core: Option<usize>,
+    raw: [Vec<OwnedFd>; 2],
+    published: Vec<(Publication, OwnedFd)>,
+    flows: Arc<FlowTable>,
+    limits: Limits,
+    config: Config,
+    addresses: Arc<crate::policy::addresses::Addresses>,
+    counters: Arc<Counters>,
+    waker: Arc<Waker>,
+    mail: WorkerMail,
+    workers: Vec<WorkerMail>,
+    slow: Mailbox<ToSlow>,
+    excluded: PortSet,
+    secret: [u64; 2],
+    capture: bool,
+    ended: Arc<Waker>,
+}
+
+impl<L: Link> WorkerSeed<L> {
+    fn grow(self) {
+        let ended = self.ended.clone();
+        if let Some(core) = self.core {
+            let mut set = CpuSet::new();
+            // A worker that cannot be pinned is a worker all the same.
+            let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+        }
+        let result = match self.engine {
+            EngineKind::IoUring => Uring::new().and_then(|engine| self.live(engine)),
+            EngineKind::Epoll => Epoll::new().and_then(|engine| self.live(engine)),
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "a worker could not start");
+        }
+        ended.signal();
+    }
+
+    fn live<E: Engine>(self, engine: E) -> io::Result<()> {
+        let now = Now::read();
+        // Identifiers of raw echo sockets: a range of each worker's own.
+        let sockets = KernelSockets::new(self.raw, u16::from(self.id) << 10);
+        let mut worker = Worker::new(Parts {
+            id: self.id,
+            link: self.link,
+            engine,
+            sockets,
+            flows: self.flows,
+            flows_max: self.config.max_flows,
+            limits: self.limits,
+            addresses: self.addresses,
+            guest_mac: self.config.guest_mac,
+            udp_filtering: self.config.udp_filtering,
+            counters: self.counters,
+            waker: self.waker,
+            mail: self.mail,
+            workers: self.workers,
+            slow: self.slow,
+            excluded_ports: self.excluded,
+            secret: self.secret,
+            capture: self.capture,
+            spin: self.config.spin,
+            now,
+        })?;
+        for (publication, socket) in self.published {
+            worker.publish(publication, socket, now);
+        }
+        worker.run();
+        Ok(())
+    }
+}

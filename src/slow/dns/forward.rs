@@ -1,0 +1,158 @@
+//! Which resolver is asked, when, and whose answer counts.
+//!
+//! The resolvers are asked in order. Each has [`Patience::attempt`] alone with the query; then the next is asked too,
+//! while the earlier ones may still answer: a resolver that takes three seconds over a recursion is slow, not dead. When
+//! all were asked and none spoke, they are asked once more, until [`Patience::total`] has passed. One that cannot be
+//! reached, or refuses the port, is passed over at once, and so is one that says SERVFAIL, NOTIMP or REFUSED; the last
+//! such answer is given where nobody does better. Every other answer is the answer, whatever its code.
+//!
+//! A resolver that let its time pass is asked after the others for a while, so that only one query in that while
+//! waits for it.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use hickory_proto::op::ResponseCode;
+use tokio::time::{Instant, timeout_at};
+use tracing::debug;
+
+use super::counters::{Counters, count};
+use super::message::{self, Query};
+use super::race::Race;
+use super::upstream::Upstream;
+use super::{DnsError, Patience, Transport};
+
+/// Asks resolvers and remembers how they behaved.
+pub(super) struct Forwarder {
+    patience: Patience,
+    upstream: Upstream,
+    /// Resolvers that kept silent, and until when they are asked last.
+    silent: RefCell<HashMap<SocketAddr, Instant>>,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unanswered {
+    /// There is nobody to ask.
+    NoServers,
+    /// Nobody could be asked.
+    Unreachable,
+    /// Somebody was asked and kept silent.
+    Silent,
+}
+
+impl Forwarder {
+    /// One that knows nothing of any resolver yet.
+    pub fn new(patience: Patience) -> Result<Self, DnsError> {
+        Ok(Self { patience, upstream: Upstream::new()?, silent: RefCell::default() })
+    }
+
+    /// The answer of these resolvers, byte for byte but for the ID, which is the guest's.
+    pub async fn forward(
+        &self,
+        query: &Query<'_>,
+        servers: &[SocketAddr],
+        transport: Transport,
+        counters: &Counters,
+    ) -> Result<Vec<u8>, Unanswered> {
+        let mut why = if servers.is_empty() { Unanswered::NoServers } else { Unanswered::Unreachable };
+        let deadline = Instant::now() + self.patience.total;
+        let mut waiting = self.in_order(servers);
+        let mut again = VecDeque::new();
+        let mut attempts = Race::default();
+        let mut poor = None;
+        while let Some(server) = waiting.pop_front() {
+            attempts
+                .push(async move { (server, self.upstream.ask(server, query, transport, counters).await) });
+            let until = deadline.min(Instant::now() + self.patience.attempt);
+            loop {
+                let Ok((from, result)) = timeout_at(until, attempts.next()).await else {
+                    count(&counters.server_timeouts);
+                    self.remember_silence(server);
+                    again.push_back(server);
+                    why = Unanswered::Silent;
+                    break;
+                };
+                match result {
+                    Ok(reply) => {
+                        self.forget_silence(from);
+                        if !is_poor(&reply) {
+                            return Ok(reply);
+                        }
+                        count(&counters.server_failures);
+                        poor = Some(reply);
+                    }
+                    Err(error) => {
+                        count(&counters.server_unreachable);
+                        debug!(server = %from, %error, "a resolver of the host cannot be asked");
+                    }
+                }
+                again.retain(|server| *server != from);
+                if from == server {
+                    break;
+                }
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            if waiting.is_empty() && poor.is_none() {
+                waiting.append(&mut again);
+            }
+        }
+        poor.ok_or(why)
+    }
+
+    fn in_order(&self, servers: &[SocketAddr]) -> VecDeque<SocketAddr> {
+        let silent = self.silent.borrow();
+        let now = Instant::now();
+        let is_silent = |server: &&SocketAddr| silent.get(*server).is_some_and(|until| *until > now);
+        let (last, first): (Vec<_>, Vec<_>) = servers.iter().partition(is_silent);
+        first.into_iter().chain(last).copied().collect()
+    }
+
+    /// The memory holds no more than the resolvers that were configured in one such while.
+    fn remember_silence(&self, server: SocketAddr) {
+        let now = Instant::now();
+        let mut silent = self.silent.borrow_mut();
+        silent.retain(|_, until| *until > now);
+        silent.insert(server, now + self.patience.silent_last);
+    }
+
+    fn forget_silence(&self, server: SocketAddr) {
+        self.silent.borrow_mut().remove(&server);
+    }
+}
+
+/// Whether another resolver might do better: this one failed, or will not serve, but says nothing about the name.
+fn is_poor(reply: &[u8]) -> bool {
+    matches!(
+        message::response_code(reply),
+        ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn silent_resolvers_come_last_in_their_own_order_and_are_forgotten_in_time() {
+        let server = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let forwarder = Forwarder::new(Patience::default()).unwrap();
+        forwarder.remember_silence(server(1));
+        forwarder.remember_silence(server(3));
+        assert_eq!(forwarder.in_order(&[1, 2, 3, 4].map(server)), [2, 4, 1, 3].map(server));
+        forwarder.forget_silence(server(1));
+        assert_eq!(forwarder.in_order(&[1, 2, 3, 4].map(server)), [1, 2, 4, 3].map(server));
+
+        let patience = Patience { silent_last: Duration::ZERO, ..Patience::default() };
+        let forwarder = Forwarder::new(patience).unwrap();
+        for port in 1..100 {
+            forwarder.remember_silence(server(port));
+        }
+        assert_eq!(forwarder.in_order(&[99, 98].map(server)), [99, 98].map(server));
+        assert_eq!(forwarder.silent.borrow().len(), 1);
+    }
+}

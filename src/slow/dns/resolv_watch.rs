@@ -1,0 +1,265 @@
+//! Notices when resolv.conf means something else than before.
+//!
+//! The file may be rewritten in place, replaced by another that is renamed over it, or be a symbolic link that is
+//! switched, and the link may lead over further links (/etc/resolv.conf to /run/systemd/resolve/stub-resolv.conf). So
+//! what is watched (inotify(7)) is each *directory* in which a step of the way lies, for the name of that step. A
+//! directory that does not exist yet is watched for in the nearest one above it that does. The file itself is watched
+//! too: one that is bind-mounted is written in a directory that cannot be seen from here.
+//!
+//! The way is found again after every change. Watches are set before it is walked the last time, and before the file is
+//! read: a change after that leaves an event.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::debug;
+
+/// As many links are followed; `path_resolution(7)` has the same limit.
+const HOPS_MAX: usize = 40;
+/// So often the way is walked again if it changes under one's feet; the last change leaves an event in any case.
+const WALKS_MAX: usize = 8;
+
+/// One step of the way to the file: a name, and the directory in which it is looked up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Hop {
+    directory: PathBuf,
+    name: OsString,
+}
+
+/// The directories that decide what `path` means, each once. They must stay readable, and so must the file in the last
+/// of them, for as long as the file is followed.
+pub fn watched_directories(path: &Path) -> Vec<PathBuf> {
+    let mut directories: Vec<PathBuf> = Vec::new();
+    for Hop { directory, .. } in way(path) {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    directories
+}
+
+/// The way to the file: itself, then what each link points to.
+fn way(path: &Path) -> Vec<Hop> {
+    let mut hops = Vec::new();
+    let mut path = path.to_path_buf();
+    while hops.len() < HOPS_MAX {
+        let Some(hop) = hop(&path) else { break };
+        hops.push(hop);
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = directory_of(&path).join(target);
+    }
+    hops
+}
+
+/// The first step towards `path` whose directory exists.
+fn hop(path: &Path) -> Option<Hop> {
+    let directory = directory_of(path);
+    let hop = Hop { directory: directory.to_path_buf(), name: path.file_name()?.to_os_string() };
+    if directory.is_dir() { Some(hop) } else { self::hop(directory) }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
+
+/// What waits for changes.
+pub(super) struct ResolvWatch {
+    path: PathBuf,
+    inotify: AsyncFd<Descriptor>,
+    /// For which names each watch is; the file's own is for anything that happens to it.
+    wanted: HashMap<WatchDescriptor, Vec<OsString>>,
+}
+
+struct Descriptor(Inotify);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl ResolvWatch {
+    /// Watches from now on.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        // SAFETY: `Descriptor` owns the instance and never exchanges it, so its descriptor stays the same and open for as
+        // long as the registration.
+        let inotify = unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE) }?;
+        let mut watch = Self { path: path.to_path_buf(), inotify, wanted: HashMap::new() };
+        watch.arm();
+        Ok(watch)
+    }
+
+    /// Waits for a change. Changes that come while nobody waits are not lost; several may count as one.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        loop {
+            let mut ready = self.inotify.readable().await?;
+            let Ok(events) = ready.try_io(|inotify| Ok(inotify.get_ref().0.read_events()?)) else { continue };
+            if events?.iter().any(|event| self.matters(event)) {
+                self.arm();
+                return Ok(());
+            }
+        }
+    }
+
+    fn matters(&self, event: &InotifyEvent) -> bool {
+        // More happened than the kernel wrote down.
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            return true;
+        }
+        match (self.wanted.get(&event.wd), &event.name) {
+            (None, _) => false,
+            // Something happened to the watched thing itself.
+            (Some(_), None) => true,
+            (Some(names), Some(name)) => names.contains(name),
+        }
+    }
+
+    fn arm(&mut self) {
+        let before = std::mem::take(&mut self.wanted);
+        let mut hops = way(&self.path);
+        for _ in 0..WALKS_MAX {
+            self.wanted.clear();
+            for Hop { directory, name } in &hops {
+                self.add(directory, in_directory(), Some(name.clone()));
+            }
+            self.add(&self.path.clone(), of_file(), None);
+            let again = way(&self.path);
+            if again == hops {
+                break;
+            }
+            hops = again;
+        }
+        for stale in before.into_keys().filter(|watch| !self.wanted.contains_key(watch)) {
+            // It is gone already where its directory is.
+            let _ = self.inotify.get_ref().0.rm_watch(stale);
+        }
+    }
+
+    fn add(&mut self, path: &Path, what: AddWatchFlags, name: Option<OsString>) {
+        match self.inotify.get_ref().0.add_watch(path, what) {
+            Ok(watch) => self.wanted.entry(watch).or_default().extend(name),
+            Err(error) => debug!(path = %path.display(), %error, "not watched"),
+        }
+    }
+}
+
+/// Not `IN_MODIFY`: half a file is not read where its writer is about to close it.
+fn in_directory() -> AddWatchFlags {
+    of_file()
+        | AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_MOVE
+        | AddWatchFlags::IN_ONLYDIR
+}
+
+/// `IN_ATTRIB` tells of new permissions, and of an open file that lost its last name.
+fn of_file() -> AddWatchFlags {
+    AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_ATTRIB
+        | AddWatchFlags::IN_DELETE_SELF
+        | AddWatchFlags::IN_MOVE_SELF
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slow::dns::fake_server::{Directory, soon};
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    /// Waits for the change that `change` makes, and for no other.
+    async fn is_noticed(watch: &mut ResolvWatch, what: &str, change: impl FnOnce()) {
+        change();
+        soon(watch.changed()).await.unwrap_or_else(|_| panic!("{what} was not noticed")).unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn rewriting_renaming_over_and_removing_are_noticed() {
+        let directory = Directory::new();
+        let (path, other) = (directory.path("resolv.conf"), directory.path("other"));
+        let mut watch = ResolvWatch::new(&path).unwrap();
+        is_noticed(&mut watch, "creation", || fs::write(&path, "1").unwrap()).await;
+        is_noticed(&mut watch, "rewriting", || fs::write(&path, "2").unwrap()).await;
+        fs::write(&other, "3").unwrap();
+        is_noticed(&mut watch, "renaming over", || fs::rename(&other, &path).unwrap()).await;
+        is_noticed(&mut watch, "rewriting the renamed", || fs::write(&path, "4").unwrap()).await;
+        is_noticed(&mut watch, "removal", || fs::remove_file(&path).unwrap()).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn every_link_on_the_way_is_watched() {
+        let directory = Directory::new();
+        for name in ["etc", "run", "elsewhere"] {
+            fs::create_dir(directory.path(name)).unwrap();
+        }
+        let path = directory.path("etc/resolv.conf");
+        symlink("../run/link", &path).unwrap();
+        symlink(directory.path("elsewhere/file"), directory.path("run/link")).unwrap();
+        fs::write(directory.path("elsewhere/file"), "1").unwrap();
+        let canonical: Vec<_> =
+            watched_directories(&path).iter().map(|path| path.canonicalize().unwrap()).collect();
+        assert_eq!(canonical, ["etc", "run", "elsewhere"].map(|name| directory.path(name)));
+
+        let mut watch = ResolvWatch::new(&path).unwrap();
+        is_noticed(&mut watch, "rewriting", || fs::write(directory.path("elsewhere/file"), "2").unwrap())
+            .await;
+        symlink(directory.path("etc/file"), directory.path("run/new")).unwrap();
+        let switch = || fs::rename(directory.path("run/new"), directory.path("run/link")).unwrap();
+        is_noticed(&mut watch, "the switch", switch).await;
+        let create = || fs::write(directory.path("etc/file"), "3").unwrap();
+        is_noticed(&mut watch, "the new target", create).await;
+        assert_eq!(watched_directories(&path).len(), 2, "etc twice, and run");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_link_into_a_directory_that_is_not_there_yet_is_noticed_when_it_is() {
+        let directory = Directory::new();
+        let path = directory.path("resolv.conf");
+        symlink("run/systemd/resolve/stub", &path).unwrap();
+        let mut watch = ResolvWatch::new(&path).unwrap();
+        fs::create_dir_all(directory.path("run/systemd/resolve")).unwrap();
+        is_noticed(&mut watch, "the directory", || {}).await;
+        is_noticed(&mut watch, "the file", || {
+            fs::write(directory.path("run/systemd/resolve/stub"), "1").unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_happens_beside_the_file_is_not_a_change() {
+        let directory = Directory::new();
+        let path = directory.path("resolv.conf");
+        fs::write(&path, "1").unwrap();
+        let watch = ResolvWatch::new(&path).unwrap();
+        for number in 0..50 {
+            fs::write(directory.path(&format!("other{number}")), "x").unwrap();
+        }
+        fs::read(&path).unwrap();
+        // The kernel queues an event before the call that caused it returns.
+        let read = || watch.inotify.get_ref().0.read_events().ok();
+        let events: Vec<_> = std::iter::from_fn(read).flatten().collect();
+        assert!(events.len() >= 50, "{}", events.len());
+        assert!(!events.iter().any(|event| watch.matters(event)));
+    }
+
+    #[test]
+    fn links_that_go_in_a_circle_end() {
+        let directory = Directory::new();
+        symlink("b", directory.path("a")).unwrap();
+        symlink("a", directory.path("b")).unwrap();
+        assert_eq!(way(&directory.path("a")).len(), HOPS_MAX);
+        assert_eq!(watched_directories(&directory.path("a")), [directory.path("")]);
+    }
+}

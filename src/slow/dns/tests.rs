@@ -1,0 +1,694 @@
+use super::fake_server::{
+    Directory, FakeServer, addresses, framed, query, refused_port, reply_to, soon, with_code, with_opt,
+};
+use super::*;
+
+use std::time::Instant;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::RecordType;
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Long enough for a loopback, short enough for a test.
+const PATIENCE: Patience = Patience {
+    attempt: Duration::from_millis(100),
+    total: Duration::from_millis(400),
+    silent_last: Duration::from_secs(30),
+    stream_idle: Duration::from_secs(5),
+};
+
+fn udp(port: u16) -> Transport {
+    let guest = addresses().v4.unwrap().guest;
+    Transport::Udp(Endpoint::new(guest, port))
+}
+
+fn dns_with(servers: Vec<SocketAddr>, limits: Limits, patience: Patience) -> Dns {
+    let settings =
+        Settings { resolv_conf: PathBuf::from("/nonexistent"), servers, limits, patience, hostname: None };
+    Dns::new(settings, &addresses()).unwrap()
+}
+
+fn dns(servers: &[SocketAddr]) -> Dns {
+    dns_with(servers.to_vec(), Limits::default(), PATIENCE)
+}
+
+fn decode(message: &[u8]) -> Message {
+    Message::from_vec(message).unwrap()
+}
+
+/// Asks for a name of the world's.
+async fn ask(dns: &Dns, id: u16) -> Vec<u8> {
+    soon(dns.answer(&query("example.com.", RecordType::A, id), udp(4000))).await.unwrap().unwrap()
+}
+
+/// An answer as no codec of ours would write it: an unknown type in an unknown class, a name that is not compressed,
+/// an EDNS option nobody has heard of, the upper bits of an extended response code, and bytes behind the last record.
+fn odd_reply(query: &[u8]) -> Vec<u8> {
+    let mut reply = with_code(reply_to(query), 7);
+    reply[3] |= 0x60;
+    reply[7] = 1;
+    reply.extend(b"\x07eXample\x03com\x00\xff\x01\x12\x34\xff\xff\xff\xff\x00\x03\xc0\xc0\xc0");
+    let mut reply = with_opt(reply, 0x55, true, b"\xff\xee\x00\x02hi");
+    reply.extend(b"behind");
+    reply
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_query_and_its_answer_pass_byte_for_byte_but_for_the_id() {
+    let over_udp = FakeServer::udp(|query| vec![odd_reply(query)]).await;
+    let over_tcp = FakeServer::tcp(|query| vec![odd_reply(query)]).await;
+    for (mut server, transport) in [(over_udp, udp(4000)), (over_tcp, Transport::Tcp)] {
+        let dns = dns(&[server.address]);
+        for kind in [RecordType::A, RecordType::HTTPS, RecordType::ANY, RecordType::Unknown(65_399)] {
+            let asked = with_opt(
+                query("eXample.cOM.", kind, 0x0707),
+                0,
+                true,
+                b"\x00\x0c\x00\x05\x00\x00\x00\x00\x00\xff\xfe\x00\x00",
+            );
+            let answer = soon(dns.answer(&asked, transport)).await.unwrap().unwrap();
+            let heard = server.heard.recv().await.unwrap();
+            assert_eq!(heard[2..], asked[2..], "{kind} {transport:?}");
+            assert_eq!(answer, odd_reply(&asked), "{kind} {transport:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn other_classes_are_forwarded() {
+    let mut server = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let mut asked = query("version.bind.", RecordType::TXT, 1);
+    let class = asked.len() - 1;
+    asked[class] = 3;
+    let answer = dns(&[server.address]).answer(&asked, udp(1)).await.unwrap();
+    assert_eq!(answer, reply_to(&asked));
+    assert_eq!(server.heard_so_far(), 1);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn truncated_answers_and_codes_of_all_kinds_are_passed_on() {
+    for code in [0, 1, 3, 6, 11] {
+        let server = FakeServer::udp(move |query| {
+            let mut reply = with_code(reply_to(query), code);
+            reply[2] |= 2;
+            vec![reply]
+        })
+        .await;
+        let answer = ask(&dns(&[server.address]), 9).await;
+        assert_eq!((answer[3] & 15, answer[2] & 2), (code, 2));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_answer_of_full_size_passes() {
+    let server = FakeServer::udp(|query| vec![[reply_to(query), vec![7; 60_000]].concat()]).await;
+    let asked = query("example.com.", RecordType::TXT, 3);
+    let answer = dns(&[server.address]).answer(&asked, udp(1)).await.unwrap();
+    assert_eq!(answer.len(), asked.len() + 60_000);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn ids_are_drawn_anew_for_every_query() {
+    let mut server = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let dns = dns(&[server.address]);
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..32 {
+        assert_eq!(ask(&dns, 0x0101).await[..2], [1, 1]);
+        ids.insert(server.heard.recv().await.unwrap()[..2].to_vec());
+    }
+    assert!(ids.len() >= 30, "{} of 32", ids.len());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn replies_that_do_not_match_are_passed_over_and_the_wait_goes_on() {
+    fn replies(query: &[u8]) -> Vec<Vec<u8>> {
+        let good = reply_to(query);
+        let edited = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let wrong_id = edited(0, good[0] ^ 1);
+        let wrong_question = edited(14, b'z');
+        vec![wrong_id, wrong_question, query.to_vec(), edited(2, 0xa8), vec![], vec![0; 11], good]
+    }
+    let over_udp = FakeServer::udp(replies).await;
+    let over_tcp = FakeServer::tcp(replies).await;
+    for (server, transport) in [(over_udp, udp(4000)), (over_tcp, Transport::Tcp)] {
+        let dns = dns(&[server.address]);
+        let asked = query("example.com.", RecordType::A, 5);
+        let answer = soon(dns.answer(&asked, transport)).await.unwrap();
+        assert_eq!(answer, Some(reply_to(&asked)), "{transport:?}");
+        assert_eq!(dns.counters().mismatched.get(), 6);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_datagram_from_another_address_never_arrives() {
+    // The forger knows everything, the ID included, but cannot send from the resolver's address.
+    let forger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let dns = dns(&[socket.local_addr().unwrap()]);
+    let serve = async {
+        let mut bytes = [0; 512];
+        let (len, from) = socket.recv_from(&mut bytes).await.unwrap();
+        forger.send_to(&with_code(reply_to(&bytes[..len]), 3), from).unwrap();
+        socket.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(ask(&dns, 5), serve);
+    assert_eq!(answer[3] & 15, 0);
+    assert_eq!(dns.counters().mismatched.get(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn after_a_time_out_the_next_resolver_is_asked_and_the_silent_one_comes_last() {
+    let mut silent = FakeServer::silent().await;
+    let good = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let dns = dns(&[silent.address, good.address]);
+    let start = Instant::now();
+    assert_eq!(ask(&dns, 1).await[3] & 15, 0);
+    assert!(start.elapsed() >= PATIENCE.attempt);
+    assert_eq!((silent.heard_so_far(), dns.counters().server_timeouts.get()), (1, 1));
+    // From now on nobody waits for it.
+    for id in 2..10 {
+        assert_eq!(ask(&dns, id).await[3] & 15, 0);
+    }
+    assert_eq!(silent.heard_so_far(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_silent_resolver_is_forgiven_after_a_while() {
+    let mut silent = FakeServer::silent().await;
+    let good = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let patience = Patience { silent_last: Duration::ZERO, ..PATIENCE };
+    let dns = dns_with(vec![silent.address, good.address], Limits::default(), patience);
+    ask(&dns, 1).await;
+    ask(&dns, 2).await;
+    assert_eq!(silent.heard_so_far(), 2);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_slow_resolver_is_still_heard_while_the_others_are_asked() {
+    let slow = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut other = FakeServer::silent().await;
+    let dns = dns(&[slow.local_addr().unwrap(), other.address]);
+    let serve = async {
+        let mut bytes = [0; 512];
+        let (len, from) = slow.recv_from(&mut bytes).await.unwrap();
+        // It answers only when the next one has been asked.
+        other.heard.recv().await.unwrap();
+        slow.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(ask(&dns, 5), serve);
+    assert_eq!(answer[3] & 15, 0);
+    // Having spoken, it is not silent: the next query goes to it first.
+    let serve_again = async {
+        let mut bytes = [0; 512];
+        let (len, from) = slow.recv_from(&mut bytes).await.unwrap();
+        slow.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+    };
+    tokio::join!(ask(&dns, 6), serve_again);
+    assert_eq!(other.heard_so_far(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_resolver_that_fails_late_is_not_asked_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dns = dns(&[&listener, &other].map(|listener| listener.local_addr().unwrap()));
+    let asked = query("example.com.", RecordType::A, 5);
+    let serve = async {
+        let first = listener.accept().await.unwrap();
+        // It hangs up only when its time is over and the next one has been asked.
+        let _second = other.accept().await.unwrap();
+        drop(first);
+        let _third = other.accept().await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        answer = dns.answer(&asked, Transport::Tcp) => assert_eq!(answer.unwrap()[3] & 15, 2),
+        () = serve => {}
+    }
+    let again = listener.into_std().unwrap().accept();
+    assert_eq!(again.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_lost_datagram_is_sent_again() {
+    let mut heard = 0;
+    let server = FakeServer::udp(move |query| {
+        heard += 1;
+        if heard == 1 { vec![] } else { vec![reply_to(query)] }
+    })
+    .await;
+    assert_eq!(ask(&dns(&[server.address]), 5).await[3] & 15, 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_refused_port_and_an_unreachable_resolver_are_passed_over_at_once() {
+    // No scope: the kernel knows no way to a link-local address.
+    let unreachable = "[fe80::1]:53".parse().unwrap();
+    let over_udp = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let over_tcp = FakeServer::tcp(|query| vec![reply_to(query)]).await;
+    for (server, transport) in [(over_udp, udp(4000)), (over_tcp, Transport::Tcp)] {
+        let patience =
+            Patience { attempt: Duration::from_secs(60), total: Duration::from_secs(100), ..PATIENCE };
+        let dns = dns_with(vec![refused_port(), unreachable, server.address], Limits::default(), patience);
+        let asked = query("example.com.", RecordType::A, 5);
+        let answer = soon(dns.answer(&asked, transport)).await.unwrap();
+        assert_eq!(answer, Some(reply_to(&asked)));
+        assert_eq!(dns.counters().server_unreachable.get(), 2);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_resolver_that_fails_is_not_the_last_word_but_its_answer_is_better_than_none() {
+    for code in [2, 4, 5] {
+        let failing = FakeServer::failing(code).await;
+        let good = FakeServer::failing(3).await;
+        assert_eq!(ask(&dns(&[failing.address, good.address]), 1).await[3] & 15, 3, "{code}");
+        let mut also = FakeServer::failing(2).await;
+        let dns = dns(&[also.address, failing.address, refused_port()]);
+        assert_eq!(ask(&dns, 1).await[3] & 15, code);
+        assert_eq!(also.heard_so_far(), 1, "a failure is not asked for twice");
+    }
+    let failing = FakeServer::failing(2).await;
+    let mut silent = FakeServer::silent().await;
+    assert_eq!(ask(&dns(&[failing.address, silent.address]), 1).await[3] & 15, 2);
+    assert_eq!(silent.heard_so_far(), 1, "where there is some answer nobody is asked twice");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn when_nobody_answers_it_is_servfail_with_the_reason_and_never_no_such_name() {
+    let silent = FakeServer::silent().await;
+    let nobody = dns(&[]);
+    nobody.0.resolvers.send_modify(|conf| conf.servers.clear());
+    for (dns, code) in [(dns(&[silent.address]), 22), (dns(&[refused_port()]), 23), (nobody, 22)] {
+        let plain = query("example.com.", RecordType::A, 77);
+        let answer = decode(&soon(dns.answer(&plain, udp(1))).await.unwrap().unwrap());
+        assert_eq!((answer.response_code, answer.id, answer.edns), (ResponseCode::ServFail, 77, None));
+        let answer = dns.answer(&with_opt(plain, 0, false, &[]), udp(1)).await.unwrap();
+        let options = decode(&answer).edns.unwrap().options().options.clone();
+        let hickory_proto::rr::rdata::opt::EdnsOption::Unknown(15, error) = &options[0].1 else { panic!() };
+        assert_eq!(error[..2], [0, code]);
+        assert_eq!(dns.counters().unanswered.get(), 2);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_query_takes_no_longer_than_it_may() {
+    let silent = [FakeServer::silent().await, FakeServer::silent().await];
+    let dns = dns(&silent.each_ref().map(|server| server.address));
+    let start = Instant::now();
+    assert_eq!(ask(&dns, 1).await[3] & 15, 2);
+    assert!(start.elapsed() >= PATIENCE.total, "{:?}", start.elapsed());
+    let heard: usize = silent.map(|mut server| server.heard_so_far()).iter().sum();
+    assert_eq!(heard, 4);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn names_of_the_link_are_answered_here_and_never_forwarded() {
+    let mut server = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let dns = dns(&[server.address]);
+    let long = format!("{0}.{0}.{0}.docker.internal.", "x".repeat(60));
+    for (name, kind, code, answers) in [
+        ("host.docker.internal.", RecordType::A, ResponseCode::NoError, 1),
+        ("HOST.docker.internal.", RecordType::AAAA, ResponseCode::NoError, 1),
+        ("host.docker.internal.", RecordType::ANY, ResponseCode::NoError, 2),
+        ("host.docker.internal.", RecordType::MX, ResponseCode::NoError, 0),
+        ("1.65.168.192.in-addr.arpa.", RecordType::PTR, ResponseCode::NoError, 1),
+        ("other.containers.internal.", RecordType::A, ResponseCode::NXDomain, 0),
+        (&long, RecordType::A, ResponseCode::NXDomain, 0),
+    ] {
+        for transport in [udp(4000), Transport::Tcp] {
+            let asked = with_opt(query(name, kind, 0xbeef), 0, true, &[]);
+            let bytes = dns.answer(&asked, transport).await.unwrap();
+            // RFC 1035, 4.2.1: what any guest can take.
+            assert!(bytes.len() <= 512, "{name}: {}", bytes.len());
+            let answer = decode(&bytes);
+            assert_eq!(
+                (answer.id, answer.response_code, answer.answers.len()),
+                (0xbeef, code, answers),
+                "{name}"
+            );
+            assert!(answer.authoritative && answer.recursion_available && answer.recursion_desired);
+            assert_eq!(answer.authorities.len(), usize::from(answers == 0), "{name}");
+            assert_eq!(
+                bytes[12..asked.len() - 11],
+                asked[12..asked.len() - 11],
+                "{name} is repeated as it was asked"
+            );
+            assert!(answer.edns.unwrap().flags().dnssec_ok);
+        }
+    }
+    let plain = dns.answer(&query("host.docker.internal.", RecordType::A, 1), udp(1)).await.unwrap();
+    assert_eq!(decode(&plain).edns, None);
+    let version_1 = with_opt(query("host.docker.internal.", RecordType::A, 1), 1, false, &[]);
+    let answer = decode(&dns.answer(&version_1, udp(1)).await.unwrap());
+    // RFC 6891, 9: BADVERS is 16, a number that it shares.
+    assert_eq!((u16::from(answer.response_code), answer.answers.len()), (16, 0));
+    assert_eq!((server.heard_so_far(), dns.counters().own_names.get()), (0, 16));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn new_addresses_of_the_link_are_answered_at_once() {
+    let dns = dns(&[]);
+    dns.set_addresses(&Addresses { v4: None, ..addresses() });
+    let answer = dns.answer(&query("host.docker.internal.", RecordType::ANY, 1), udp(1)).await.unwrap();
+    assert_eq!(decode(&answer).answers.len(), 1);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn transfers_are_refused_and_other_opcodes_not_implemented() {
+    let mut server = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let dns = dns(&[server.address]);
+    for transport in [udp(4000), Transport::Tcp] {
+        for kind in [RecordType::AXFR, RecordType::IXFR] {
+            let answer = dns.answer(&query("example.com.", kind, 1), transport).await.unwrap();
+            assert_eq!(decode(&answer).response_code, ResponseCode::Refused);
+        }
+        let mut update = query("example.com.", RecordType::SOA, 0x0102);
+        update[2] = 5 << 3;
+        let answer = dns.answer(&update, transport).await.unwrap();
+        assert_eq!(answer, [1, 2, 0x80 | 5 << 3, 4, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(dns.answer(&reply_to(&update), transport).await, None);
+        assert_eq!(dns.answer(b"short", transport).await, None);
+        assert_eq!(dns.answer(&vec![0; 65_536], transport).await, None);
+    }
+    assert_eq!(server.heard_so_far(), 0);
+    assert_eq!((dns.counters().unfit.get(), dns.counters().garbage.get()), (6, 6));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_retransmission_is_not_forwarded_while_the_first_is_under_way() {
+    let mut server = FakeServer::silent().await;
+    let dns = dns(&[server.address, refused_port()]);
+    let asked = query("example.com.", RecordType::A, 5);
+    let first = dns.answer(&asked, udp(4000));
+    tokio::pin!(first);
+    let again = async {
+        server.heard.recv().await.unwrap();
+        assert_eq!(dns.answer(&asked, udp(4000)).await, None);
+        assert_eq!(dns.counters().retransmissions.get(), 1);
+        // Another port, another ID or another question is another query.
+        let other_id = query("example.com.", RecordType::A, 6);
+        let other_question = query("example.com.", RecordType::AAAA, 5);
+        tokio::join!(
+            dns.answer(&asked, udp(4001)),
+            dns.answer(&other_id, udp(4000)),
+            dns.answer(&other_question, udp(4000)),
+            dns.answer(&asked, Transport::Tcp),
+        );
+    };
+    tokio::join!(&mut first, again);
+    assert_eq!((dns.counters().forwarded.get(), dns.counters().retransmissions.get()), (5, 1));
+    // The first has landed: the same may be asked anew.
+    soon(dns.answer(&asked, udp(4000))).await.unwrap().unwrap();
+    assert_eq!(dns.counters().forwarded.get(), 6);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn beyond_the_budget_the_answer_is_servfail_at_once_and_all_is_given_back() {
+    let server = FakeServer::silent().await;
+    let limits = Limits { in_flight: 3, ..Limits::default() };
+    let dns = dns_with(vec![server.address], limits, PATIENCE);
+    for _ in 0..2 {
+        let before = dns.counters().over_budget.get();
+        let mut race = race::Race::default();
+        for id in 0..10 {
+            let dns = dns.clone();
+            race.push(async move { dns.answer(&query("example.com.", RecordType::A, id), udp(4000)).await });
+        }
+        // The seven that found no place are ready before any resolver has had its time.
+        for _ in 0..7 {
+            let answer = race.next().await.unwrap();
+            assert_eq!(decode(&answer).response_code, ResponseCode::ServFail);
+        }
+        assert_eq!(dns.counters().over_budget.get() - before, 7);
+        assert_eq!(race.len(), 3);
+    }
+    // Those that nobody waits for any more have given their places back, in both rounds.
+    assert_eq!(dns.counters().forwarded.get(), 6);
+}
+
+/// The guest's end of a stream, and its answers.
+struct Guest(UnixStream);
+
+impl Guest {
+    async fn next(&mut self) -> Vec<u8> {
+        let len = self.0.read_u16().await.unwrap();
+        let mut bytes = vec![0; len.into()];
+        self.0.read_exact(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    async fn is_closed(&mut self) {
+        assert_eq!(self.0.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+}
+
+/// Runs `guest` against a stream that `dns` serves; both must end.
+async fn over_stream<F: AsyncFnOnce(&mut Guest)>(dns: &Dns, guest: F) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut end = Guest(theirs);
+    soon(async {
+        tokio::join!(dns.serve_stream(ours), async {
+            guest(&mut end).await;
+            drop(end);
+        })
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn pipelined_queries_are_answered_as_their_answers_come() {
+    // The resolver has nothing for the first: its failure comes when its time has passed.
+    let server = FakeServer::tcp(|query| {
+        if query.windows(4).any(|bytes| bytes == b"slow") { vec![] } else { vec![reply_to(query)] }
+    })
+    .await;
+    let dns = dns(&[server.address]);
+    over_stream(&dns, async |guest| {
+        let all: Vec<u8> = [
+            query("slow.example.", RecordType::A, 1),
+            query("host.docker.internal.", RecordType::A, 2),
+            query("fast.example.", RecordType::A, 3),
+        ]
+        .iter()
+        .flat_map(|query| framed(query))
+        .collect();
+        // In pieces that respect no boundary.
+        for piece in all.chunks(7) {
+            guest.0.write_all(piece).await.unwrap();
+        }
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(guest.next().await[1]);
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 2, 3]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_slow_answer_holds_up_no_other() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let patience = Patience { attempt: Duration::from_secs(60), total: Duration::from_secs(60), ..PATIENCE };
+    let dns = dns_with(vec![listener.local_addr().unwrap()], Limits::default(), patience);
+    over_stream(&dns, async |guest| {
+        guest.0.write_all(&framed(&query("slow.example.", RecordType::A, 1))).await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        let len = upstream.read_u16().await.unwrap();
+        let mut asked = vec![0; len.into()];
+        upstream.read_exact(&mut asked).await.unwrap();
+        guest.0.write_all(&framed(&query("host.docker.internal.", RecordType::A, 2))).await.unwrap();
+        assert_eq!(guest.next().await[1], 2);
+        upstream.write_all(&framed(&reply_to(&asked))).await.unwrap();
+        assert_eq!(guest.next().await[1], 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_guest_that_closes_its_half_still_gets_its_answers() {
+    let server = FakeServer::tcp(|query| vec![reply_to(query)]).await;
+    let dns = dns(&[server.address]);
+    over_stream(&dns, async |guest| {
+        guest.0.write_all(&framed(&query("example.com.", RecordType::A, 1))).await.unwrap();
+        guest.0.shutdown().await.unwrap();
+        assert_eq!(guest.next().await[1], 1);
+        guest.is_closed().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn half_a_message_and_an_unread_answer_do_not_hold_a_stream_open() {
+    let patience = Patience { stream_idle: Duration::from_millis(50), ..PATIENCE };
+    let dns = dns_with(vec![], Limits::default(), patience);
+    over_stream(&dns, async |guest| {
+        guest.0.write_all(&[0, 50, 1, 2, 3]).await.unwrap();
+        guest.is_closed().await;
+    })
+    .await;
+    over_stream(&dns, async |guest| guest.is_closed().await).await;
+    over_stream(&dns, async |guest| {
+        let asked = framed(&query("host.docker.internal.", RecordType::A, 2)).repeat(10_000);
+        // Until the stream is closed under the guest's hand: it never reads.
+        guest.0.write_all(&asked).await.unwrap_err();
+    })
+    .await;
+    assert_eq!(dns.counters().streams_idle.get(), 3);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_stream_has_no_more_under_way_than_it_may() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let patience = Patience { attempt: Duration::from_secs(60), total: Duration::from_secs(60), ..PATIENCE };
+    let limits = Limits { per_stream: 3, ..Limits::default() };
+    let dns = dns_with(vec![listener.local_addr().unwrap()], limits, patience);
+    over_stream(&dns, async |guest| {
+        for id in 0..3 {
+            guest.0.write_all(&framed(&query("slow.example.", RecordType::A, id))).await.unwrap();
+        }
+        // Answered at once if it were read.
+        guest.0.write_all(&framed(&query("host.docker.internal.", RecordType::A, 3))).await.unwrap();
+        let mut connections = Vec::new();
+        for _ in 0..3 {
+            connections.push(listener.accept().await.unwrap().0);
+        }
+        for connection in &mut connections {
+            let len = connection.read_u16().await.unwrap();
+            let mut asked = vec![0; len.into()];
+            connection.read_exact(&mut asked).await.unwrap();
+            connection.write_all(&framed(&reply_to(&asked))).await.unwrap();
+        }
+        assert!(guest.next().await[1] < 3, "the fourth was read while three were under way");
+        for _ in 0..3 {
+            guest.next().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn there_are_no_more_streams_than_there_may_be() {
+    let dns = dns_with(vec![], Limits { streams: 1, ..Limits::default() }, PATIENCE);
+    over_stream(&dns, async |_| over_stream(&dns, async |guest| guest.is_closed().await).await).await;
+    assert_eq!((dns.counters().streams.get(), dns.counters().streams_refused.get()), (1, 1));
+    over_stream(&dns, async |guest| {
+        guest.0.write_all(&framed(&query("host.docker.internal.", RecordType::A, 2))).await.unwrap();
+        guest.next().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn resolv_conf_is_followed_through_rewriting_renaming_and_switching() {
+    let directory = Directory::new();
+    let (path, file) = (directory.path("resolv.conf"), directory.path("file"));
+    std::fs::write(&file, "nameserver 192.0.2.1\nsearch a.example\n").unwrap();
+    std::os::unix::fs::symlink("file", &path).unwrap();
+    let settings = Settings { resolv_conf: path.clone(), ..Settings::default() };
+    let dns = Dns::new(settings, &addresses()).unwrap();
+    let mut changes = dns.resolv_conf();
+    let servers = changes.borrow().servers.clone();
+    assert_eq!(
+        (servers[0].to_string(), &changes.borrow().search[..]),
+        ("192.0.2.1:53".into(), &["a.example".into()][..])
+    );
+
+    let mut until = async |server: &str| {
+        let server: SocketAddr = server.parse().unwrap();
+        let found = changes.wait_for(|conf| conf.servers == [server]);
+        soon(found).await.unwrap_or_else(|_| panic!("{server} was not noticed")).unwrap();
+    };
+    let changed = async {
+        std::fs::write(&file, "nameserver 192.0.2.2\n").unwrap();
+        until("192.0.2.2:53").await;
+        let new = directory.path("new");
+        std::fs::write(&new, "nameserver 192.0.2.3\n").unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        until("192.0.2.3:53").await;
+        std::fs::write(directory.path("other"), "nameserver 192.0.2.4\n").unwrap();
+        std::os::unix::fs::symlink("other", &new).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        until("192.0.2.4:53").await;
+        std::fs::remove_file(&path).unwrap();
+        until("127.0.0.1:53").await;
+    };
+    tokio::select! {
+        biased;
+        () = dns.follow_resolv_conf() => panic!("not followed"),
+        () = changed => {}
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn resolvers_that_the_user_named_override_the_file() {
+    let directory = Directory::new();
+    let path = directory.path("resolv.conf");
+    std::fs::write(&path, "nameserver 192.0.2.1\nsearch a.example\n").unwrap();
+    let servers = vec!["192.0.2.9:53".parse().unwrap()];
+    let settings = Settings { resolv_conf: path, servers: servers.clone(), ..Settings::default() };
+    let dns = Dns::new(settings, &addresses()).unwrap();
+    let conf = dns.resolv_conf().borrow().clone();
+    assert_eq!(conf, ResolvConf { servers, search: vec!["a.example".into()] });
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(future)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_bytes_make_the_answer_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        shape in 0u8..3,
+        udp_too in any::<bool>(),
+    ) {
+        // Random bytes seldom get past the header: two of three begin like a query, one of those asks for a name of the
+        // link and has random records behind it.
+        let mut message = bytes.clone();
+        if shape > 0 && message.len() > 12 {
+            message[2..6].copy_from_slice(&[1, 0, 0, 1]);
+        }
+        if shape > 1 {
+            message = query("host.docker.internal.", RecordType::A, 1);
+            message[11] = bytes.len() as u8 % 4;
+            message.extend(bytes);
+        }
+        let transport = if udp_too { udp(1) } else { Transport::Tcp };
+        let answer = run(async {
+            let dns = dns(&[]);
+            dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+            dns.answer(&message, transport).await
+        });
+        if let Some(answer) = answer {
+            prop_assert_eq!(&answer[..2], &message[..2]);
+            prop_assert!(answer[2] & 0x80 != 0 && answer.len() <= message.len() + 256);
+        }
+    }
+
+    #[test]
+    fn no_stream_makes_the_service_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..50) {
+        run(async {
+            let dns = dns(&[]);
+            dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+            over_stream(&dns, async |guest| {
+                for piece in bytes.chunks(piece) {
+                    guest.0.write_all(piece).await.unwrap();
+                }
+                guest.0.shutdown().await.unwrap();
+                guest.0.read_to_end(&mut Vec::new()).await.unwrap();
+            })
+            .await;
+        });
+    }
+}
