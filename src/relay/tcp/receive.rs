@@ -15,6 +15,9 @@ use super::Config;
 /// Bytes that may be held out of order.
 const HELD_MAX: u32 = 256 << 10;
 
+/// A guest with less window than this is about to stop: one large segment.
+const SMALL_WINDOW: u32 = 64 << 10;
+
 /// After so many answers that carried the acknowledgement, the next request's one waits for its answer.
 const PINGPONG_AFTER: u8 = 3;
 
@@ -266,9 +269,10 @@ impl Receive {
         self.buffered = self.buffered.saturating_sub(len);
     }
 
-    /// Whether the room in the socket should be sampled: a good part of the window is used up.
+    /// Whether the room in the socket should be sampled: a good part of the window is used up, or it is small.
     pub fn wants_room(&self) -> bool {
-        !self.fin && (self.buffered > 0 || self.edge.since(self.next) < self.offered - self.offered / 4)
+        let left = self.edge.since(self.next);
+        !self.fin && (self.buffered > 0 || left < SMALL_WINDOW || left < self.offered - self.offered / 4)
     }
 
     /// Offers what the socket has room for, and what is free of the buffer. A guest that could not send much
@@ -282,7 +286,7 @@ impl Receive {
             return;
         }
         let growth = edge.since(self.edge);
-        let nearly_closed = self.edge.since(self.next) < largest.min(64 << 10);
+        let nearly_closed = self.edge.since(self.next) < largest.min(SMALL_WINDOW);
         self.edge = edge;
         if nearly_closed && growth >= (2 * u32::from(mss)).min(largest / 2) {
             self.acknowledge_now();
