@@ -140,6 +140,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE.pcapng")]
     pub capture: Option<PathBuf>,
 
+    /// Keep capabilities, files and system calls open: for debuggers and tracers
+    #[arg(long, hide = true)]
+    pub no_sandbox: bool,
+
     /// Read options from a TOML file; the command line's count more
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -249,6 +253,7 @@ impl Options {
             max_flows: self.max_flows.or(other.max_flows),
             spin_us: self.spin_us.or(other.spin_us),
             capture: self.capture.or(other.capture),
+            no_sandbox: self.no_sandbox || other.no_sandbox,
             config: self.config,
             verbose: self.verbose.max(other.verbose),
             log_format: self.log_format.or(other.log_format),
@@ -287,6 +292,8 @@ pub struct Config {
     pub spin: Duration,
     /// Where to write frames.
     pub capture: Option<PathBuf>,
+    /// Whether rights are given up after the start.
+    pub sandbox: bool,
     /// How much to say.
     pub verbose: u8,
     /// How to say it.
@@ -365,6 +372,7 @@ impl Config {
             max_flows,
             spin: Duration::from_micros(u64::from(options.spin_us.unwrap_or(0))),
             capture: options.capture,
+            sandbox: !options.no_sandbox,
             verbose: options.verbose,
             log_format: options.log_format.unwrap_or_default(),
             host_has_ipv6: host.has_default[1],

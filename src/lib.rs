@@ -17,6 +17,7 @@ pub mod node;
 pub mod observe;
 pub mod policy;
 pub mod relay;
+pub mod sandbox;
 pub mod slow;
 pub mod time;
 pub mod worker;

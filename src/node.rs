@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -19,9 +19,12 @@ use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::
 use crate::host::kernel::KernelSockets;
 use crate::host::{datagram, listen};
 use crate::link::Link;
+use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
 use crate::policy::publish::PublishedPort;
+use crate::sandbox::{self, SandboxError};
 use crate::slow;
+use crate::slow::dns::watched_directories;
 use crate::time::Now;
 use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
@@ -35,6 +38,11 @@ const RAW_SOCKETS: usize = 32;
 /// Connects under way to one destination, and in all, of one worker.
 const CONNECTS_PER_DESTINATION: u32 = 512;
 const CONNECTS: u32 = 8192;
+
+/// The host's resolver configuration.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where its link may point, by who manages it.
+const RESOLVER_DIRECTORIES: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 
 /// Why hythe cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +71,9 @@ pub enum NodeError {
         #[source]
         error: io::Error,
     },
+    /// Rights could not be given up.
+    #[error(transparent)]
+    Sandbox(SandboxError),
     /// Something that should always work did not.
     #[error("{what} ({error})")]
     System {
@@ -210,12 +221,14 @@ fn secret() -> [u64; 2] {
 }
 
 impl Node {
-    /// Starts the threads, one worker a link. `search` are the host's search domains.
+    /// Starts the threads, one worker a link. `search` are the host's search domains, `broker` is the way to sockets of
+    /// the guest's namespace where it is one of this kernel.
     pub fn start<L: Link + Send + 'static>(
         config: &Config,
         mut provisions: Provisions,
         links: Vec<L>,
         search: Vec<String>,
+        broker: Option<Channel>,
     ) -> Result<Self, NodeError> {
         let count = links.len();
         let eventfd = || Waker::new().map(Arc::new).map_err(system("cannot make an eventfd"));
@@ -237,6 +250,10 @@ impl Node {
             connects: CONNECTS,
         };
         let cores = allowed_cores();
+        if config.sandbox {
+            let shut = close_sandbox().map_err(NodeError::Sandbox)?;
+            tracing::info!(files_shut = shut, "rights are given up");
+        }
 
         let mut published = slow::publish::Published::default();
         for (publication, sockets) in &provisions.listeners {
@@ -278,6 +295,7 @@ impl Node {
                 excluded: excluded.clone(),
                 secret: secret(),
                 capture: provisions.capture.is_some(),
+                guest_in_kernel: broker.is_some(),
                 ended: ended.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{id}"));
@@ -297,7 +315,9 @@ impl Node {
             host_has_ipv6: config.host_has_ipv6,
             published,
             capture: provisions.capture,
+            broker,
             counters: counters[count].clone(),
+            sandbox: config.sandbox,
         };
         let slow_ended = ended.clone();
         let slow = std::thread::Builder::new()
@@ -339,6 +359,15 @@ impl Node {
     }
 }
 
+/// Gives up what the threads to come do not need. Returns whether files are shut too.
+fn close_sandbox() -> Result<bool, SandboxError> {
+    sandbox::drop_capabilities()?;
+    let mut readable = watched_directories(Path::new(RESOLV_CONF));
+    // Where a link may be switched to when the host's network changes.
+    readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));
+    sandbox::shut_files(&readable)
+}
+
 /// Ports that the guest's flows leave alone: reserved by the administrator, and published.
 fn excluded_ports(config: &Config) -> PortSet {
     let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
@@ -374,6 +403,7 @@ struct WorkerSeed<L> {
     excluded: PortSet,
     secret: [u64; 2],
     capture: bool,
+    guest_in_kernel: bool,
     ended: Arc<Waker>,
 }
 
@@ -396,6 +426,10 @@ impl<L: Link> WorkerSeed<L> {
     }
 
     fn live<E: Engine>(self, engine: E) -> io::Result<()> {
+        if self.config.sandbox {
+            let kind = sandbox::Thread::Worker(self.engine);
+            sandbox::limit_system_calls(kind).map_err(io::Error::other)?;
+        }
         let now = Now::read();
         // Identifiers of raw echo sockets: a range of each worker's own.
         let sockets = KernelSockets::new(self.raw, u16::from(self.id) << 10);
@@ -415,6 +449,7 @@ impl<L: Link> WorkerSeed<L> {
             mail: self.mail,
             workers: self.workers,
             slow: self.slow,
+            guest_in_kernel: self.guest_in_kernel,
             excluded_ports: self.excluded,
             secret: self.secret,
             capture: self.capture,

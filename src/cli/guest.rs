@@ -13,7 +13,7 @@ use crate::link::tap::Tap;
 use crate::namespace::channel::FromHelper;
 use crate::namespace::{Departure, Namespace, Plan, Target};
 use crate::netlink::HostNetwork;
-use crate::node::{Node, Provisions};
+use crate::node::{Node, Provisions, RESOLV_CONF};
 use crate::slow::dns::ResolvConf;
 
 /// Serves a guest until it ends; returns the exit status.
@@ -21,7 +21,7 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
     let config = Config::new(options, &host)?;
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
-    let search = ResolvConf::read(Path::new("/etc/resolv.conf")).search;
+    let search = ResolvConf::read(Path::new(RESOLV_CONF)).search;
     let runs_command = matches!(target, Target::Run { .. });
     // Blocked before the helper is forked, so that none is lost; the helper unblocks what its command needs.
     let signals = Signals::take().context("cannot take signals")?;
@@ -42,7 +42,7 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     let queues = std::mem::take(&mut namespace.tap.queues);
     let links: Vec<Tap> =
         queues.into_iter().map(|queue| Tap::new(queue, config.mtu, udp_segmentation)).collect();
-    let node = Node::start(&config, provisions, links, search)?;
+    let node = Node::start(&config, provisions, links, search, namespace.broker.take())?;
     namespace.go().context("the helper process is gone")?;
     let mut guest = Guest { namespace, node, signals, departure, runs_command };
     let status = guest.wait();

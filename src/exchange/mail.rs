@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::flow::slab::Slot;
 use crate::frame::address::Endpoint;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::offload::Offload;
@@ -74,6 +75,23 @@ pub enum ToWorker<S> {
     },
     /// Find out whether the guest listens at a published port, without showing its program a connection.
     Probe(Publication),
+    /// Sockets that were opened in the guest's namespace.
+    GuestSockets {
+        /// IPv4 or IPv6.
+        v4: bool,
+        /// The sockets, connected to nothing.
+        sockets: Vec<S>,
+    },
+    /// The stream's host side is to be another socket, once the service has closed the old one (see
+    /// [`ToSlow::Stream`]).
+    Rehome {
+        /// The stream's slot at this worker.
+        stream: Slot,
+        /// The socket, connected.
+        socket: S,
+        /// Its peer.
+        peer: Endpoint,
+    },
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
     /// Reset everything and end.
@@ -107,13 +125,30 @@ pub enum ToSlow {
         frame: Vec<u8>,
     },
     /// The guest has opened a stream to a service: its other end.
+    ///
+    /// The service may give the stream another host side, by mailing [`ToWorker::Rehome`] to the worker. From then on it
+    /// gets no new bytes; it reads its end until end of file, passes on what it has read to the new socket, and then
+    /// closes its end. The worker takes the new socket into use once everything of the old end is delivered.
     Stream {
+        /// The worker that has the stream.
+        worker: u8,
+        /// The stream's slot there.
+        stream: Slot,
         /// Which service.
         service: Service,
         /// The end that the service reads and writes.
         socket: OwnedFd,
         /// Who opened it.
         guest: Endpoint,
+    },
+    /// A worker wants sockets that were opened in the guest's namespace.
+    WantSockets {
+        /// The worker.
+        worker: u8,
+        /// How many.
+        count: u8,
+        /// IPv4 or IPv6.
+        v4: bool,
     },
     /// What the guest answers at a published TCP port.
     Listens {

@@ -46,16 +46,26 @@ impl Admission {
 
     /// Counts a host socket in, or says why not.
     pub fn open_socket(&mut self) -> Result<(), DropReason> {
-        if self.sockets >= self.limits.sockets {
+        self.open_sockets(1)
+    }
+
+    /// Counts several descriptors in, or says why not.
+    pub fn open_sockets(&mut self, count: u32) -> Result<(), DropReason> {
+        if self.sockets + count > self.limits.sockets {
             return Err(DropReason::DescriptorBudget);
         }
-        self.sockets += 1;
+        self.sockets += count;
         Ok(())
     }
 
     /// Counts a host socket out.
     pub fn close_socket(&mut self) {
-        self.sockets = self.sockets.saturating_sub(1);
+        self.close_sockets(1);
+    }
+
+    /// Counts several descriptors out.
+    pub fn close_sockets(&mut self, count: u32) {
+        self.sockets = self.sockets.saturating_sub(count);
     }
 
     /// Counts a connect in, or says why not.

@@ -76,6 +76,11 @@ impl Sockets for KernelSockets {
         address::local(socket.as_raw_fd())
     }
 
+    fn connect_guest(&mut self, socket: &OwnedFd, destination: Endpoint) -> Result<(), SocketError> {
+        tcp::prepare(socket.as_raw_fd());
+        Ok(tcp::connect(socket.as_raw_fd(), destination)?)
+    }
+
     fn reset(&mut self, socket: OwnedFd) {
         // A socket that cannot be told so is closed all the same.
         let _ = options::set_reset_on_close(socket.as_raw_fd());

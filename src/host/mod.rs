@@ -11,6 +11,7 @@ pub mod errors;
 pub mod kernel;
 pub mod listen;
 pub mod options;
+pub mod splice;
 pub mod tcp;
 
 use std::io;
@@ -90,6 +91,12 @@ pub trait Sockets {
 
     /// The local endpoint of a socket.
     fn local(&mut self, socket: &Self::Socket) -> Option<Endpoint>;
+
+    /// Connects a socket that was opened in the guest's namespace; the connect is under way when this returns. Sockets
+    /// of other hosts than the kernel have no such thing.
+    fn connect_guest(&mut self, _socket: &Self::Socket, _destination: Endpoint) -> Result<(), SocketError> {
+        Err(SocketError::from_number(libc::EOPNOTSUPP))
+    }
 
     /// Closes a connection with a reset.
     fn reset(&mut self, socket: Self::Socket);

@@ -130,6 +130,13 @@ impl Channel {
         Ok(())
     }
 
+    /// Has reading give an error where there is nothing to read.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        fcntl(&self.0, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(())
+    }
+
     /// Says something to the helper.
     pub fn send(&self, message: &ToHelper) -> io::Result<()> {
         self.send_message(message, &[])

@@ -20,21 +20,26 @@ use nix::unistd::{ForkResult, Pid, Uid, fork};
 
 use super::channel::{Channel, FromHelper, ToHelper};
 use super::{Plan, Target, configure};
+use crate::host::tcp;
 use crate::link::tap;
 
 /// Exit statuses of `hythe run`, as env(1) and docker(1) use them.
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// Forks the helper. `ours` is hythe's end of the channel, which the helper closes.
-pub fn start(plan: &Plan, theirs: Channel, ours: BorrowedFd<'_>) -> io::Result<Pid> {
+/// Forks the helper with its ends of the channel and of the broker's channel; `ours` are hythe's ends, which the
+/// helper closes.
+pub fn start(plan: &Plan, theirs: [Channel; 2], ours: [BorrowedFd<'_>; 2]) -> io::Result<Pid> {
     // SAFETY: no other thread exists yet (the node starts its threads later), so the child may do as it likes.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
-            // SAFETY: the parent's end belongs to the parent; this copy would keep the channel open for ever.
-            unsafe { libc::close(ours.as_raw_fd()) };
-            let status = Helper { channel: theirs, plan, command: None }.live();
+            // SAFETY: the parent's ends belong to the parent; these copies would keep the channels open for ever.
+            for end in ours {
+                unsafe { libc::close(end.as_raw_fd()) };
+            }
+            let [channel, broker] = theirs;
+            let status = Helper { channel, broker, plan, command: None }.live();
             // No destructors of the parent's things, no flushing of its buffers.
             // SAFETY: ends the process.
             unsafe { libc::_exit(i32::from(status)) }
@@ -44,6 +49,7 @@ pub fn start(plan: &Plan, theirs: Channel, ours: BorrowedFd<'_>) -> io::Result<P
 
 struct Helper<'p> {
     channel: Channel,
+    broker: Channel,
     plan: &'p Plan,
     command: Option<Pid>,
 }
@@ -137,15 +143,13 @@ impl Helper<'_> {
         mask.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         loop {
-            let mut ready = [
-                PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
-                PollFd::new(children.as_fd(), PollFlags::POLLIN),
-            ];
+            let watched = [self.channel.as_fd(), self.broker.as_fd(), children.as_fd()];
+            let mut ready = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut ready, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
-            let [from_hythe, from_children] = ready.map(|fd| fd.any().unwrap_or(false));
+            let [from_hythe, from_customers, from_children] = ready.map(|fd| fd.any().unwrap_or(false));
             if from_children {
                 while children.read_signal()?.is_some() {}
                 if let Some(status) = self.reap() {
@@ -153,6 +157,12 @@ impl Helper<'_> {
                     let _ = self.channel.report(&FromHelper::Exited(status), &[]);
                     return Ok(0);
                 }
+            }
+            // The end of the broker's channel comes with that of the other one.
+            if from_customers
+                && let Some(ToHelper::Sockets { count, v4 }) = self.broker.receive_from_hythe()?
+            {
+                self.open_sockets(count, v4)?;
             }
             if from_hythe {
                 let Some(message) = self.channel.receive_from_hythe()? else {
@@ -184,13 +194,15 @@ impl Helper<'_> {
                 }
                 Ok(())
             }
-            (ToHelper::Sockets { count, v4 }, _) => {
-                let sockets: Vec<OwnedFd> =
-                    (0..*count).filter_map(|_| crate::host::tcp::new_stream(*v4).ok()).collect();
-                let descriptors: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-                self.channel.report(&FromHelper::Sockets { v4: *v4 }, &descriptors)
-            }
+            (ToHelper::Sockets { .. }, _) => Ok(()),
         }
+    }
+
+    /// Opens sockets of the namespace for the broker's customer.
+    fn open_sockets(&self, count: u8, v4: bool) -> io::Result<()> {
+        let sockets: Vec<OwnedFd> = (0..count).filter_map(|_| tcp::new_stream(v4).ok()).collect();
+        let descriptors: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        self.broker.report(&FromHelper::Sockets { v4 }, &descriptors)
     }
 
     /// Collects children that have ended; the exit status of the command, if it was among them.

@@ -117,6 +117,8 @@ pub enum NamespaceError {
 /// The guest's namespace, set up; the command, if any, has not started.
 pub struct Namespace {
     channel: Channel,
+    /// A channel of its own for opening sockets in the namespace; the slow path's.
+    pub broker: Option<Channel>,
     helper: nix::unistd::Pid,
     /// The tap device's queues.
     pub tap: Created,
@@ -128,7 +130,9 @@ impl Namespace {
     /// Starts the helper and waits until the interface stands. No thread may exist yet.
     pub fn set_up(plan: &Plan) -> Result<Self, NamespaceError> {
         let (channel, theirs) = Channel::pair().map_err(NamespaceError::Fork)?;
-        let helper = helper::start(plan, theirs, channel.as_fd()).map_err(NamespaceError::Fork)?;
+        let (broker, their_broker) = Channel::pair().map_err(NamespaceError::Fork)?;
+        let helper = helper::start(plan, [theirs, their_broker], [channel.as_fd(), broker.as_fd()])
+            .map_err(NamespaceError::Fork)?;
         let mut tap = None;
         let mut notes = Vec::new();
         loop {
@@ -144,7 +148,7 @@ impl Namespace {
             }
         }
         let tap = tap.ok_or(NamespaceError::Gone)?;
-        Ok(Self { channel, helper, tap, notes })
+        Ok(Self { channel, broker: Some(broker), helper, tap, notes })
     }
 
     /// Everything stands: the command may start.
@@ -169,6 +173,7 @@ impl Namespace {
 
     /// Waits for the helper's end; the channel is closed first, which makes it end.
     pub fn finish(self) {
+        drop(self.broker);
         drop(self.channel);
         // It fails only when there is no such child, which is as good.
         let _ = nix::sys::wait::waitpid(self.helper, None);

@@ -36,6 +36,8 @@ metrics! {
     StreamsOut => "tcp_opened_out",
     /// TCP connections that were opened to the guest.
     StreamsIn => "tcp_opened_in",
+    /// TCP connections from the host's loopback that were joined to a socket of the guest.
+    StreamsJoined => "tcp_joined",
     /// TCP connections that are over.
     StreamsOver => "tcp_over",
     /// TCP segments sent to the guest again after a time-out.

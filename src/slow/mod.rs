@@ -10,6 +10,7 @@
 //! * [`fragments`]: packets of the guest that came in pieces
 //! * [`publish`]: published ports that show what the guest shows
 
+mod broker;
 pub mod dhcp;
 pub mod dhcpv6;
 pub mod dns;
@@ -36,9 +37,11 @@ use crate::frame::build::Route;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
+use crate::namespace::channel::Channel;
 use crate::observe::capture::Capture;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
+use crate::sandbox;
 use crate::time::Now;
 use readable::Readable;
 
@@ -48,6 +51,23 @@ const LEASE_S: u32 = 86_400;
 const DHCP_SERVER: u16 = 67;
 const DHCPV6_SERVER: u16 = 547;
 const UDP: u8 = 17;
+
+/// The system calls made here, by the runtime, and by its streams; those of [`dns`] come besides.
+pub const SYSTEM_CALLS: &[libc::c_long] = &[
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_shutdown,
+    libc::SYS_lseek,
+    // The channel to the helper.
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_fcntl,
+];
 
 /// Everything the slow path is made from.
 pub struct Parts {
@@ -77,14 +97,21 @@ pub struct Parts {
     pub published: publish::Published,
     /// Where frames are written.
     pub capture: Option<File>,
+    /// The channel to the helper that opens sockets in the guest's namespace, where there is one.
+    pub broker: Option<Channel>,
     /// Its counters.
     pub counters: Arc<Counters>,
+    /// Whether system calls are limited.
+    pub sandbox: bool,
 }
 
 /// Runs until it is told to stop.
 pub fn run(parts: Parts) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let served = runtime.and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts)));
+    let limited = if parts.sandbox { sandbox::limit_system_calls(sandbox::Thread::Slow) } else { Ok(()) };
+    let served = runtime
+        .and_then(|runtime| limited.map(|()| runtime).map_err(io::Error::other))
+        .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts)));
     if let Err(error) = served {
         tracing::error!(%error, "the slow path has ended");
     }
@@ -100,6 +127,9 @@ async fn serve(parts: Parts) -> io::Result<()> {
         let dns = slow.dns.clone();
         async move { dns.follow_resolv_conf().await }
     });
+    if let Some(broker) = slow.broker.clone() {
+        spawn_local(async move { broker.serve().await });
+    }
     let mut advertise = tokio::time::interval(Duration::from_secs(neighbours::ADVERTISEMENT_INTERVAL_S));
     loop {
         waker.announce_sleep();
@@ -131,6 +161,7 @@ struct Slow {
     fragments: fragments::Fragments,
     published: publish::Published,
     capture: Option<Capture<File>>,
+    broker: Option<Rc<broker::Broker>>,
 }
 
 /// The way back: whole frames, to the worker whose link the question came by.
@@ -188,6 +219,8 @@ impl Slow {
         };
         let dns = dns::Dns::new(settings, &parts.addresses).map_err(io::Error::other)?;
         let search = neighbours::search_names(&parts.search);
+        let broker =
+            parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
         let to_guest = ToGuest {
             workers: parts.workers,
             addresses: parts.addresses,
@@ -215,6 +248,7 @@ impl Slow {
             dhcpv6: dhcpv6::Dhcpv6Config { lease_s: LEASE_S, dns: Vec::new(), search },
             fragments: fragments::Fragments::default(),
             published: parts.published,
+            broker: broker.map(Rc::new),
             capture: parts.capture.map(Capture::new).transpose()?,
         })
     }
@@ -227,6 +261,11 @@ impl Slow {
         match mail {
             ToSlow::Frame { worker, frame } => self.frame(worker, &frame),
             ToSlow::Stream { service: Service::Dns, socket, .. } => self.serve_dns(socket),
+            ToSlow::WantSockets { worker, count, v4 } => {
+                if let Some(broker) = &self.broker {
+                    broker.ask(worker, count, v4);
+                }
+            }
             ToSlow::Listens { publication, listens } => self.listens(publication, listens),
             ToSlow::Captured { time_ns, outbound, bytes } => self.write_capture(time_ns, outbound, &bytes),
         }

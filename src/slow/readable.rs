@@ -8,23 +8,45 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
 use crate::exchange::Waker;
+use crate::namespace::channel::Channel;
 
-struct Kept(Arc<Waker>);
+/// Something whose descriptor is waited for; it owns the descriptor, so that it stays open and the same.
+trait Owner {
+    fn fd(&self) -> RawFd;
+}
 
-impl AsRawFd for Kept {
+impl Owner for Arc<Waker> {
+    fn fd(&self) -> RawFd {
+        Waker::fd(self)
+    }
+}
+
+impl Owner for Channel {
+    fn fd(&self) -> RawFd {
+        std::os::fd::AsFd::as_fd(self).as_raw_fd()
+    }
+}
+
+struct Kept<T>(T);
+
+impl<T: Owner> AsRawFd for Kept<T> {
     fn as_raw_fd(&self) -> RawFd {
         self.0.fd()
     }
 }
 
-/// A waker's descriptor, to be waited for.
-pub struct Readable(AsyncFd<Kept>);
+fn register<T: Owner>(owner: T) -> io::Result<AsyncFd<Kept<T>>> {
+    // SAFETY: `Kept` holds the owner, so the descriptor stays the same and open as long as the registration.
+    unsafe { AsyncFd::register(Kept(owner)) }.map_err(|error| error.into_parts().1)
+}
+
+/// A waker, to be waited for.
+pub struct Readable(AsyncFd<Kept<Arc<Waker>>>);
 
 impl Readable {
     /// Registers the waker with the current runtime.
     pub fn new(waker: Arc<Waker>) -> io::Result<Self> {
-        // SAFETY: `Kept` holds the waker, so its descriptor stays the same and open as long as the registration.
-        unsafe { AsyncFd::register(Kept(waker)) }.map(Self).map_err(|error| error.into_parts().1)
+        register(waker).map(Self)
     }
 
     /// Waits until the waker was signalled; the signal is taken out.
@@ -33,5 +55,30 @@ impl Readable {
         self.0.get_ref().0.clear();
         ready.clear_ready();
         Ok(())
+    }
+}
+
+/// A channel to the helper, to be waited for.
+pub struct ReadableChannel(AsyncFd<Kept<Channel>>);
+
+impl ReadableChannel {
+    /// Registers the channel, which must not block, with the current runtime.
+    pub fn new(channel: Channel) -> io::Result<Self> {
+        register(channel).map(Self)
+    }
+
+    /// The channel.
+    pub fn channel(&self) -> &Channel {
+        &self.0.get_ref().0
+    }
+
+    /// Waits for the next message and reads it with `read`.
+    pub async fn receive<T>(&self, mut read: impl FnMut(&Channel) -> io::Result<T>) -> io::Result<T> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if let Ok(result) = ready.try_io(|fd| read(&fd.get_ref().0)) {
+                return result;
+            }
+        }
     }
 }

@@ -65,27 +65,44 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn wait(&mut self, busy: bool) {
+        if self.may_sleep(busy) {
+            self.counters.add(Metric::Sleeps, 1);
+            let timeout = self.deadline().map(|at| at - Now::read());
+            self.engine.wait(timeout, &mut self.events);
+            self.awake();
+        }
+    }
+
+    /// Whether there is nothing to do but to sleep. The sleep is announced then, and [`Self::awake`] ends it.
+    pub(super) fn may_sleep(&mut self, busy: bool) -> bool {
         if busy {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
-            return;
+            return false;
         }
         let fd = self.link.ready_fd();
         // A link that cannot be watched any more shows it in the next read.
         if self.engine.arm(fd, Self::token(token_kind::LINK)).is_err() {
             self.link_ready = true;
-            return;
+            return false;
         }
         if self.look() {
-            return;
+            return false;
         }
         self.waker.announce_sleep();
-        if self.mail.is_empty() {
-            self.counters.add(Metric::Sleeps, 1);
-            let deadline =
-                [self.stream_timers.next(), self.datagram_timers.next()].into_iter().flatten().min();
-            let timeout = deadline.map(|at| at - Now::read());
-            self.engine.wait(timeout, &mut self.events);
+        if !self.mail.is_empty() {
+            self.awake();
+            return false;
         }
+        true
+    }
+
+    /// When the worker has to wake by itself.
+    pub(super) fn deadline(&self) -> Option<Now> {
+        [self.stream_timers.next(), self.datagram_timers.next()].into_iter().flatten().min()
+    }
+
+    /// The sleep is over.
+    pub(super) fn awake(&mut self) {
         self.waker.awake();
         let counts = self.engine.counts();
         self.counters.set(Metric::SystemCalls, counts.system_calls);

@@ -18,8 +18,11 @@
 mod datagrams;
 pub mod idle;
 mod inbound;
+mod joins;
 mod outbound;
 pub mod ports;
+#[cfg(feature = "sim")]
+pub mod simulated;
 mod streams;
 
 use std::sync::Arc;
@@ -34,6 +37,7 @@ use crate::flow::timer::TimerWheel;
 use crate::frame::address::Mac;
 use crate::frame::drop_reason::DropReason;
 use crate::host::engine::{Engine, Event, Interest, Token};
+use crate::host::splice::Conduit;
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
 use crate::link::{Link, Space};
@@ -53,6 +57,8 @@ mod token_kind {
     pub const STREAM: u8 = 3;
     pub const LISTENER: u8 = 4;
     pub const MAPPING: u8 = 5;
+    pub const JOIN_CLIENT: u8 = 6;
+    pub const JOIN_GUEST: u8 = 7;
 }
 
 /// Echo messages, in and out, of one pass.
@@ -90,6 +96,8 @@ pub struct Parts<L, E, S: Sockets> {
     pub workers: Vec<Mailbox<ToWorker<S::Socket>>>,
     /// The slow path's mail.
     pub slow: Mailbox<ToSlow>,
+    /// Whether the guest is a namespace of this kernel, so that sockets can be opened in it.
+    pub guest_in_kernel: bool,
     /// Ports that flows of the guest must leave alone.
     pub excluded_ports: PortSet,
     /// A secret of this process: initial sequence numbers come from it (RFC 6528).
@@ -130,6 +138,11 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     /// Listeners that may have more clients than one pass accepts.
     waiting_listeners: Vec<u32>,
     unanswerable: streams::open::Unanswerable,
+
+    joins: Slab<joins::Join<S::Socket>>,
+    ready_joins: Vec<Slot>,
+    guest_sockets: joins::GuestSockets<S::Socket>,
+    conduits: Vec<Conduit>,
 
     mappings: Slab<datagrams::Mapping<S::Socket>>,
     datagram_flows: Slab<datagrams::DatagramFlow>,
@@ -193,6 +206,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             listeners: Vec::new(),
             waiting_listeners: Vec::new(),
             unanswerable: streams::open::Unanswerable::default(),
+            joins: Slab::new(parts.flows_max),
+            ready_joins: Vec::new(),
+            guest_sockets: joins::GuestSockets::new(parts.guest_in_kernel),
+            conduits: Vec::new(),
             mappings: Slab::new(parts.flows_max),
             datagram_flows: Slab::new(parts.flows_max),
             datagram_timers: TimerWheel::new(parts.now),
@@ -256,6 +273,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             || !self.again.is_empty()
             || !self.readable_mappings.is_empty()
             || !self.waiting_listeners.is_empty()
+            || !self.ready_joins.is_empty()
     }
 
     /// E2: submits what this pass has decided as one batch, and concludes it.
@@ -269,6 +287,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.conclude_streams(now);
         self.conclude_datagrams(now);
         self.conclude_receives(now);
+        self.pump_joins();
     }
 
     /// E1: publishes the frames of the last pass and receives the next batch.
@@ -306,6 +325,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 token_kind::STREAM => self.stream_event(event, now),
                 token_kind::LISTENER => self.accept_clients(event.token.slot.index, now),
                 token_kind::MAPPING => self.mapping_event(event, now),
+                token_kind::JOIN_CLIENT => self.join_event(event, false),
+                token_kind::JOIN_GUEST => self.join_event(event, true),
                 _ => {}
             }
         }
@@ -326,6 +347,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),
                 ToWorker::Unpublish { id } => self.unpublish(id),
                 ToWorker::Probe(publication) => self.probe(publication, now),
+                ToWorker::GuestSockets { v4, sockets } => self.add_guest_sockets(v4, sockets),
+                ToWorker::Rehome { stream, socket, peer } => self.rehome(stream, socket, peer),
                 ToWorker::Addresses(addresses) => self.addresses = addresses,
                 ToWorker::Stop => self.stop(now),
             }
@@ -351,7 +374,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Clients of a published port come to `socket` from now on.
     pub fn publish(&mut self, publication: Publication, socket: S::Socket, now: Now) {
         match publication.protocol {
-            PublishedProtocol::Tcp => self.add_listener(publication, socket),
+            PublishedProtocol::Tcp => {
+                self.add_listener(publication, socket);
+                for v4 in [true, false] {
+                    self.ask_for_guest_sockets(v4);
+                }
+            }
             PublishedProtocol::Udp => self.add_published_datagrams(publication, socket, now),
         }
     }
@@ -381,6 +409,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.engine.unwatch(listener.socket.fd(), listener.token());
         }
         self.close_all_mappings();
+        self.end_all_joins();
         // Submits what `unwatch` has queued, so that closing a socket closes it.
         self.engine.wait(Some(Duration::ZERO), &mut self.events);
         self.stopped = true;

@@ -401,6 +401,11 @@ impl TcpRelay {
         self.send.watch_window(now);
     }
 
+    /// The host side is another socket from now on, which may have bytes to read.
+    pub fn readable_again(&mut self) {
+        self.send.readable();
+    }
+
     /// A peek found fewer bytes than it asked for, and no end of stream.
     pub fn drained(&mut self) {
         self.send.drained();

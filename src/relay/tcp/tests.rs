@@ -194,7 +194,10 @@ fn the_window_is_what_the_socket_and_the_buffer_take_and_its_edge_never_retreats
 fn a_window_that_closed_opens_again_once_the_buffer_is_empty() {
     let mut s = Script::open();
     s.relay.offer(0, &s.config);
-    assert!(matches!(s.guest_gives(". 1 ack 1 len 65535 win 64256"), Disposition::Payload(Payload::Take { .. })));
+    assert!(matches!(
+        s.guest_gives(". 1 ack 1 len 65535 win 64256"),
+        Disposition::Payload(Payload::Take { .. })
+    ));
     s.relay.offer(0, &s.config);
     s.expect(". 1 ack 65536 win 0");
     s.relay.taken(65_535);

@@ -8,10 +8,12 @@
 //! * [`outbound`]: segments of the guest
 //! * [`inbound`]: events of the host socket, and frames with its bytes
 //! * [`settle`]: the batch
+//! * [`rehome`]: another host side
 
 pub(super) mod inbound;
 pub(super) mod open;
 pub(super) mod outbound;
+mod rehome;
 pub(super) mod settle;
 
 use crate::flow::key::FlowKey;
@@ -46,6 +48,14 @@ pub struct HostSide<S> {
     pub closed: bool,
 }
 
+/// The host side that a stream is to have next.
+pub struct NextHost<S> {
+    /// The host side.
+    pub host: HostSide<S>,
+    /// The old one's last byte was read.
+    pub old_ended: bool,
+}
+
 /// How a stream came to be.
 #[derive(Clone, Copy, Debug)]
 pub enum Origin {
@@ -66,11 +76,15 @@ pub enum Origin {
         client: Endpoint,
         /// The client's own source was kept, and the guest has not shown that it can answer it.
         unproven: bool,
+        /// The guest was asked at its address of the other family already.
+        asked_both: bool,
     },
     /// hythe asks whether the guest listens at a published port.
     Probe {
         /// The publication's number.
         publication: u32,
+        /// The guest was asked at its address of the other family already.
+        asked_both: bool,
     },
 }
 
@@ -84,6 +98,8 @@ pub struct Stream<S> {
     pub relay: TcpRelay,
     /// Its host side, until both ends are done with it.
     pub host: Option<HostSide<S>>,
+    /// The host side that it is to have next.
+    pub next_host: Option<Box<NextHost<S>>>,
     /// How it came to be.
     pub origin: Origin,
     /// Bytes that wait.

@@ -24,7 +24,7 @@ use crate::host::{ConnectPlan, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::policy::addresses::Destination;
-use crate::relay::tcp::TcpRelay;
+use crate::relay::tcp::{Over, State, TcpRelay};
 use crate::time::Now;
 
 use super::super::{Worker, token_kind};
@@ -155,8 +155,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let isn = self.initial_sequence(&key, now);
         let relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
         let origin = Origin::Outbound { connecting: Some(first.address), alternative, traffic_class };
-        let stream =
-            Stream { key, position: None, relay, host: None, origin, buffer: None, touched: None, burst: 1 };
+        let stream = Stream {
+            key,
+            position: None,
+            relay,
+            host: None,
+            next_host: None,
+            origin,
+            buffer: None,
+            touched: None,
+            burst: 1,
+        };
         let slot = match self.insert_stream(stream) {
             Ok(slot) => slot,
             Err(refused) => {
@@ -201,21 +210,36 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.reset_reply(&key, syn);
             return Err(DropReason::DescriptorBudget);
         };
-        if self.slow.put(ToSlow::Stream { service, socket: other_end, guest: key.guest }).is_err() {
-            self.admission.close_socket();
-            self.reset_reply(&key, syn);
-            return Err(DropReason::SlowPathFull);
-        }
         let isn = self.initial_sequence(&key, now);
         let mut relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
         relay.connected(now);
         let origin = Origin::Outbound { connecting: None, alternative: None, traffic_class: 0 };
-        let stream =
-            Stream { key, position: None, relay, host: None, origin, buffer: None, touched: None, burst: 1 };
+        let stream = Stream {
+            key,
+            position: None,
+            relay,
+            host: None,
+            next_host: None,
+            origin,
+            buffer: None,
+            touched: None,
+            burst: 1,
+        };
         match self.insert_stream(stream) {
             Ok(slot) => {
                 self.counters.add(Metric::StreamsOut, 1);
                 self.attach_host(slot, socket, HostKind::Pair, key.remote, now);
+                let mail = ToSlow::Stream {
+                    worker: self.id,
+                    stream: slot,
+                    service,
+                    socket: other_end,
+                    guest: key.guest,
+                };
+                if self.slow.put(mail).is_err() {
+                    self.abandon_stream(slot, now);
+                    return Err(DropReason::SlowPathFull);
+                }
                 Ok(None)
             }
             Err(refused) => {
@@ -377,6 +401,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         for _ in 0..ACCEPTED_AT_ONCE {
             match self.sockets.accept(fd) {
                 Ok(Some(accepted)) => {
+                    let mut accepted = accepted;
+                    if accepted.peer.address.is_loopback() {
+                        match self.join_client(publication, accepted.socket) {
+                            Some(client) => accepted.socket = client,
+                            None => continue,
+                        }
+                    }
                     if let Err(reason) = self.open_inbound(publication, accepted.socket, accepted.peer, now) {
                         self.drop_frame(reason);
                     }
@@ -400,7 +431,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             remote: Endpoint { address: family.gateway, port: other_port(publication.guest_port, 1) },
             keeps_source: false,
         };
-        let origin = Origin::Probe { publication: publication.id };
+        let origin = Origin::Probe { publication: publication.id, asked_both: false };
         if let Some(slot) = self.insert_inbound(keys, origin, None, now) {
             self.touch(slot);
         }
@@ -423,7 +454,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return Err(DropReason::Policy);
         };
         let unproven = keys.keeps_source;
-        let origin = Origin::Inbound { publication: publication.id, client, unproven };
+        let origin = Origin::Inbound { publication: publication.id, client, unproven, asked_both: false };
         match self.insert_inbound(keys, origin, None, now) {
             Some(slot) => {
                 self.counters.add(Metric::StreamsIn, 1);
@@ -469,8 +500,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             let key = FlowKey { guest: keys.guest, remote, protocol: Protocol::Tcp };
             let isn = self.initial_sequence(&key, now);
             let relay = TcpRelay::inbound(isn, self.config(key.guest.address.is_v4()), now);
-            let stream =
-                Stream { key, position: None, relay, host, origin, buffer: None, touched: None, burst: 1 };
+            let stream = Stream {
+                key,
+                position: None,
+                relay,
+                host,
+                next_host: None,
+                origin,
+                buffer: None,
+                touched: None,
+                burst: 1,
+            };
             match self.insert_stream(stream) {
                 Ok(slot) => return Some(slot),
                 Err(NotInserted::Exists(handle, stream)) => {
@@ -513,33 +553,65 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// its whole prefix for a while. Returns whether that was done.
     pub(super) fn fall_back_to_gateway(&mut self, slot: Slot, now: Now) -> bool {
         let Some(stream) = self.streams.get(slot) else { return false };
-        let Origin::Inbound { client, unproven: true, publication } = stream.origin else { return false };
-        let asked = stream.relay.state() == crate::relay::tcp::State::Offering;
+        let Origin::Inbound { client, unproven: true, publication, asked_both } = stream.origin else {
+            return false;
+        };
+        let asked = stream.relay.state() == State::Offering;
         if !asked || now.since(stream.relay.opened()) < PROOF_NS {
             return false;
         }
         self.unanswerable.note(client.address, now);
-        let guest_port = stream.key.guest.port;
-        let Some(stream) = self.remove_stream(slot) else { return false };
-        let Some(host) = stream.host else { return false };
-        self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
-        let Some(keys) = self.inbound_keys(guest_port, client, now) else { return false };
-        let origin = Origin::Inbound { publication, client, unproven: false };
-        if let Some(new) = self.insert_inbound(keys, origin, Some(host), now)
-            && let Some(stream) = self.streams.get_mut(new)
-        {
-            stream.relay.readable(now);
-            if let Some(host) = &stream.host
-                && self
-                    .engine
-                    .watch(host.socket.fd(), Token { kind: token_kind::STREAM, slot: new }, Interest::Both)
-                    .is_err()
-            {
+        let origin = Origin::Inbound { publication, client, unproven: false, asked_both };
+        let keys = self.inbound_keys(stream.key.guest.port, client, now);
+        self.ask_again(slot, keys, origin, now);
+        true
+    }
+
+    /// The guest refused an inbound connection (or a probe) at its address of one family: perhaps its service listens
+    /// at the other one. Returns whether it is asked there.
+    pub(super) fn ask_other_family(&mut self, slot: Slot, now: Now) -> bool {
+        let Some(stream) = self.streams.get(slot) else { return false };
+        if stream.relay.over() != Some(Over::GuestRefused) {
+            return false;
+        }
+        let origin = match stream.origin {
+            Origin::Inbound { publication, client, asked_both: false, .. } => {
+                Origin::Inbound { publication, client, unproven: false, asked_both: true }
+            }
+            Origin::Probe { publication, asked_both: false } => {
+                Origin::Probe { publication, asked_both: true }
+            }
+            _ => return false,
+        };
+        let guest = stream.key.guest;
+        let Some(other) = self.addresses.family(!guest.address.is_v4()) else { return false };
+        let keys = InboundKeys {
+            guest: Endpoint { address: other.guest, port: guest.port },
+            remote: Endpoint { address: other.gateway, port: stream.key.remote.port },
+            keeps_source: false,
+        };
+        self.ask_again(slot, Some(keys), origin, now);
+        true
+    }
+
+    /// Asks the guest once more, under another name.
+    fn ask_again(&mut self, slot: Slot, keys: Option<InboundKeys>, origin: Origin, now: Now) {
+        let Some(stream) = self.remove_stream(slot) else { return };
+        if let Some(host) = &stream.host {
+            self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
+        }
+        let Some(new) = keys.and_then(|keys| self.insert_inbound(keys, origin, stream.host, now)) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(new) else { return };
+        stream.relay.readable(now);
+        if let Some(host) = &stream.host {
+            let token = Token { kind: token_kind::STREAM, slot: new };
+            if self.engine.watch(host.socket.fd(), token, Interest::Both).is_err() {
                 stream.relay.host_failed();
             }
-            self.touch(new);
         }
-        true
+        self.touch(new);
     }
 }
 

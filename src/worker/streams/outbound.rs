@@ -93,7 +93,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let disposition = stream.relay.segment(&arrived.tcp.segment, &config, now);
         let answered = stream.relay.state() == State::Open;
         self.touch(slot);
-        if let Some(Stream { origin: Origin::Probe { publication }, relay, .. }) = self.streams.get_mut(slot)
+        if let Some(Stream { origin: Origin::Probe { publication, .. }, relay, .. }) =
+            self.streams.get_mut(slot)
             && answered
         {
             // Half open is all that was asked: a reset now, and no program of the guest's sees a connection.

@@ -124,14 +124,16 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let touched = &mut touched[index];
         let Some(stream) = streams.get_mut(touched.slot) else { return };
         let v4 = stream.key.guest.address.is_v4();
-        let Stream { relay, host: Some(host), buffer, burst, .. } = stream else { return };
+        let Stream { relay, host: Some(host), next_host, buffer, burst, .. } = stream else { return };
         if relay.state() == State::Connecting {
             return;
         }
         let fd = host.socket.fd();
 
         let waiting = buffer.as_deref().map(|buffer| &buffer.waiting).filter(|waiting| !waiting.is_empty());
-        if let Some(waiting) = waiting {
+        if next_host.is_some() {
+            // What the guest sends now is for the next host side.
+        } else if let Some(waiting) = waiting {
             touched.send = Some(operations.push(fd, Kind::Send, waiting.pieces()));
         } else if let Some((first, _)) = touched.parts {
             let mut send = operations.begin(fd, Kind::Send);
@@ -210,7 +212,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn conclude_send(&mut self, touched: &Touched) {
-        let Some(send) = touched.send else { return };
+        let Some(send) = touched.send else {
+            if touched.parts.is_some() {
+                self.buffer_rest(touched, 0);
+            }
+            return;
+        };
         let result = self.operations.result(send);
         let slot = touched.slot;
         let Some(stream) = self.streams.get_mut(slot) else { return };
@@ -280,7 +287,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let got = match result {
             Ok(0) => {
                 // A peek behind bytes that are known to be there finds them, so this is the end of the stream.
-                stream.relay.end_of_stream();
+                match &mut stream.next_host {
+                    None => stream.relay.end_of_stream(),
+                    Some(next) => {
+                        next.old_ended = true;
+                        stream.relay.drained();
+                    }
+                }
                 0
             }
             Ok(len) => (len as u32).saturating_sub(peek.skipped),
@@ -314,7 +327,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let Self { streams, configs, sockets, .. } = self;
         let Some(stream) = streams.get_mut(slot) else { return };
         let config = configs[usize::from(stream.key.guest.address.is_v4())];
-        if let Some(host) = &stream.host {
+        if stream.next_host.is_some() {
+            stream.relay.offer(0, &config);
+        } else if let Some(host) = &stream.host {
             if stream.relay.wants_room() {
                 let room = sockets.room(&host.socket);
                 stream.relay.offer(room, &config);
@@ -327,6 +342,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             }
         }
         self.send_due_segments(slot, now);
+        if self.ask_other_family(slot, now) {
+            return;
+        }
+        self.try_rehome(slot);
         let Some(stream) = self.streams.get_mut(slot) else { return };
         if stream.relay.wants_discard() || stream.relay.wanted(&config).is_some() {
             self.again.push(slot);
@@ -348,6 +367,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.end_connect(slot);
         let Some(stream) = self.streams.get_mut(slot) else { return };
         let reset = stream.relay.over().is_some_and(|over| over != Over::Done);
+        if let Some(next) = stream.next_host.take() {
+            self.sockets.reset(next.host.socket);
+            self.admission.close_socket();
+        }
         if let Some(host) = stream.host.take() {
             Self::close_host(&mut self.engine, &mut self.sockets, host, slot, reset);
             self.admission.close_socket();
@@ -367,7 +390,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     fn stream_is_over(&mut self, slot: Slot, over: Over) {
         let Some(stream) = self.remove_stream(slot) else { return };
         self.counters.add(Metric::StreamsOver, 1);
-        if let Origin::Inbound { publication, .. } | Origin::Probe { publication } = stream.origin
+        if let Origin::Inbound { publication, .. } | Origin::Probe { publication, .. } = stream.origin
             && over == Over::GuestRefused
         {
             self.tell_listens(publication, false);
@@ -386,7 +409,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Tells the slow path what the guest answers at a published port.
-    pub(super) fn tell_listens(&mut self, publication: u32, listens: bool) {
+    pub(in crate::worker) fn tell_listens(&mut self, publication: u32, listens: bool) {
         // Should the mailbox be full, the next client or the next probe tells it again.
         let _ = self.slow.put(ToSlow::Listens { publication, listens });
     }

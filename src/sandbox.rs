@@ -1,0 +1,190 @@
+//! Least rights: what the process gives up once everything is set up.
+//!
+//! Frames are parsed by threads that have no capability, see no files (but for the slow path: the directories of
+//! resolv.conf), and may make only the system calls that their modules declare beside their code. A call outside the
+//! list ends the process: a data plane that does what its code does not say is not one to go on with.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+};
+use libc::c_long;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::host::engine::{EngineKind, direct, epoll, uring};
+use crate::host::{datagram, errors, listen, options, splice, tcp};
+use crate::{exchange, slow};
+
+/// What is given up could not be given up.
+#[derive(Debug, thiserror::Error)]
+#[error("the sandbox could not be closed: {what} ({error})")]
+pub struct SandboxError {
+    what: &'static str,
+    error: String,
+}
+
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> SandboxError {
+    move |error| SandboxError { what, error: error.to_string() }
+}
+
+/// Gives up all capabilities and the way to any. Threads started later have none either.
+pub fn drop_capabilities() -> Result<(), SandboxError> {
+    use caps::{CapSet, clear};
+    // Dropping from the bounding set takes a capability itself; without one there is nothing to bound.
+    let _ = clear(None, CapSet::Bounding);
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        clear(None, set).map_err(failed("dropping capabilities"))?;
+    }
+    nix::sys::prctl::set_no_new_privs().map_err(failed("no_new_privs"))
+}
+
+/// Shuts the file system but for reading below `readable`. A kernel without Landlock (before 5.13) leaves it open:
+/// returns whether it is shut.
+pub fn shut_files(readable: &[PathBuf]) -> Result<bool, SandboxError> {
+    let abi = ABI::V5;
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))
+        .and_then(Ruleset::create)
+        .map_err(failed("Landlock"))?;
+    for path in readable {
+        // A directory that does not exist now cannot be named; one that comes later stays shut.
+        let Ok(directory) = PathFd::new(path) else { continue };
+        let rule = PathBeneath::new(directory, AccessFs::from_read(abi) & !AccessFs::Execute);
+        ruleset = ruleset.add_rule(rule).map_err(failed("Landlock"))?;
+    }
+    let status = ruleset.restrict_self().map_err(failed("Landlock"))?;
+    Ok(status.ruleset != RulesetStatus::NotEnforced)
+}
+
+/// The kinds of threads there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Thread {
+    /// A worker on an engine.
+    Worker(EngineKind),
+    /// The slow path.
+    Slow,
+}
+
+/// What memory, threads, logging and the runtime take, whatever a thread does.
+const RUNTIME: &[c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_clock_gettime,
+    libc::SYS_sched_yield,
+    libc::SYS_getrandom,
+    libc::SYS_write,
+    libc::SYS_close,
+    // The standard library of debug builds looks at what it closes.
+    libc::SYS_fcntl,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    // The end of a thread, and of the process by a panic.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+];
+
+/// What a worker takes on any engine.
+const WORKER: &[&[c_long]] = &[
+    direct::SYSTEM_CALLS,
+    options::SYSTEM_CALLS,
+    errors::SYSTEM_CALLS,
+    tcp::SYSTEM_CALLS,
+    datagram::SYSTEM_CALLS,
+    exchange::SYSTEM_CALLS,
+    splice::SYSTEM_CALLS,
+    // A service's stream.
+    &[libc::SYS_socketpair],
+];
+
+fn system_calls(thread: Thread) -> Vec<c_long> {
+    let own: Vec<&[c_long]> = match thread {
+        Thread::Worker(EngineKind::IoUring) => [WORKER, &[uring::SYSTEM_CALLS]].concat(),
+        Thread::Worker(EngineKind::Epoll) => [WORKER, &[epoll::SYSTEM_CALLS]].concat(),
+        Thread::Slow => {
+            vec![slow::SYSTEM_CALLS, slow::dns::SYSTEM_CALLS, listen::SYSTEM_CALLS, exchange::SYSTEM_CALLS]
+        }
+    };
+    [RUNTIME].into_iter().chain(own).flatten().copied().collect()
+}
+
+fn program(thread: Thread) -> Result<BpfProgram, SandboxError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(failed("seccomp"))?;
+    let rules: BTreeMap<i64, Vec<_>> =
+        system_calls(thread).into_iter().map(|call| (call, Vec::new())).collect();
+    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)
+        .and_then(TryInto::try_into)
+        .map_err(failed("seccomp"))
+}
+
+/// Limits the calling thread to the system calls of its kind.
+pub fn limit_system_calls(thread: Thread) -> Result<(), SandboxError> {
+    seccompiler::apply_filter(&program(thread)?).map_err(failed("seccomp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_thread_may_start_programs_or_open_new_ways_in() {
+        let forbidden = [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_ptrace,
+            libc::SYS_mount,
+            libc::SYS_setns,
+            libc::SYS_unshare,
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
+            libc::SYS_bpf,
+        ];
+        for thread in [Thread::Worker(EngineKind::IoUring), Thread::Worker(EngineKind::Epoll), Thread::Slow] {
+            let allowed = system_calls(thread);
+            for call in forbidden {
+                assert!(!allowed.contains(&call), "{thread:?} may call {call}");
+            }
+        }
+        let worker = system_calls(Thread::Worker(EngineKind::IoUring));
+        assert!(!worker.contains(&libc::SYS_openat), "a worker opens no file");
+    }
+
+    #[test]
+    fn a_call_outside_the_list_ends_the_process() {
+        // In a process of its own: the filter cannot be taken off again.
+        // SAFETY: the child makes system calls only, and ends without running anything of the parent's.
+        #[allow(unsafe_code)]
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let limited =
+                drop_capabilities().and_then(|()| limit_system_calls(Thread::Worker(EngineKind::Epoll)));
+            #[allow(unsafe_code)]
+            // SAFETY: as above.
+            unsafe {
+                if limited.is_ok() {
+                    libc::syscall(libc::SYS_getppid);
+                }
+                libc::_exit(0);
+            }
+        }
+        let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap();
+        assert!(
+            matches!(status, nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSYS, _)),
+            "{status:?}"
+        );
+    }
+}
