@@ -127,6 +127,9 @@ fn zeroed_buckets(count: usize) -> Box<[Bucket]> {
         .collect()
 }
 
+/// Memory that a flow takes in a table filled to its capacity, in bytes, when the capacity is a power of two.
+pub const BYTES_PER_FLOW: usize = size_of::<Bucket>() / WAYS * 2;
+
 impl FlowTable {
     /// A table for `capacity` flows, with a third more slots than that at the least.
     pub fn new(capacity: u32, secret: HashSecret) -> Self {

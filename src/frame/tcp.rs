@@ -121,6 +121,54 @@ pub struct Range {
     pub end: Seq,
 }
 
+/// Ranges as SACK blocks: at most four.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ranges {
+    ranges: [Range; SACK_BLOCKS_MAX],
+    count: u8,
+}
+
+impl Ranges {
+    /// The ranges.
+    pub fn as_slice(&self) -> &[Range] {
+        &self.ranges[..self.count as usize]
+    }
+
+    /// The ranges, to change.
+    pub fn as_mut_slice(&mut self) -> &mut [Range] {
+        &mut self.ranges[..self.count as usize]
+    }
+
+    /// Adds a range at the end; says whether there was room.
+    pub fn push(&mut self, range: Range) -> bool {
+        let room = (self.count as usize) < SACK_BLOCKS_MAX;
+        if room {
+            self.ranges[self.count as usize] = range;
+            self.count += 1;
+        }
+        room
+    }
+
+    /// Keeps the ranges that `keep` approves.
+    pub fn retain(&mut self, keep: impl Fn(&Range) -> bool) {
+        let old = *self;
+        *self = Self::default();
+        for range in old.as_slice().iter().filter(|range| keep(range)) {
+            self.push(*range);
+        }
+    }
+
+    /// Forgets all ranges.
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
 /// SACK blocks in a segment (RFC 2018, 3): four fit, three beside timestamps.
 pub const SACK_BLOCKS_MAX: usize = 4;
 
@@ -135,10 +183,8 @@ pub struct Options {
     pub sack_permitted: bool,
     /// TSval and TSecr (RFC 7323, 3).
     pub timestamps: Option<(u32, u32)>,
-    /// SACK blocks, the first `sack_count` of them.
-    pub sack: [Range; SACK_BLOCKS_MAX],
-    /// How many blocks of `sack` count.
-    pub sack_count: u8,
+    /// SACK blocks.
+    pub sack: Ranges,
 }
 
 /// A segment without its bytes: what the TCP relay takes and gives.
@@ -197,11 +243,8 @@ pub fn parse(bytes: &[u8], total: usize) -> Result<TcpView, DropReason> {
             TcpOptionElement::SelectiveAcknowledgementPermitted => options.sack_permitted = true,
             TcpOptionElement::Timestamp(value, echo) => options.timestamps = Some((value, echo)),
             TcpOptionElement::SelectiveAcknowledgement(first, rest) => {
-                for (slot, (start, end)) in
-                    options.sack.iter_mut().zip(std::iter::once(first).chain(rest.into_iter().flatten()))
-                {
-                    *slot = Range { start: Seq(start), end: Seq(end) };
-                    options.sack_count += 1;
+                for (start, end) in std::iter::once(first).chain(rest.into_iter().flatten()) {
+                    options.sack.push(Range { start: Seq(start), end: Seq(end) });
                 }
             }
             TcpOptionElement::Noop => {}
@@ -249,11 +292,12 @@ pub fn write(out: &mut [u8], source_port: u16, destination_port: u16, segment: &
     }
     // RFC 2018, 3: as many blocks as the 40 bytes of options hold.
     let room = (HEADER_MAX - at).saturating_sub(4) / 8;
-    let blocks = (options.sack_count as usize).min(room);
-    if blocks > 0 {
-        out[at..at + 4].copy_from_slice(&[1, 1, 5, 2 + 8 * blocks as u8]);
+    let blocks = options.sack.as_slice();
+    let blocks = &blocks[..blocks.len().min(room)];
+    if !blocks.is_empty() {
+        out[at..at + 4].copy_from_slice(&[1, 1, 5, 2 + 8 * blocks.len() as u8]);
         at += 4;
-        for block in &options.sack[..blocks] {
+        for block in blocks {
             out[at..at + 4].copy_from_slice(&block.start.0.to_be_bytes());
             out[at + 4..at + 8].copy_from_slice(&block.end.0.to_be_bytes());
             at += 8;
@@ -305,9 +349,9 @@ mod tests {
         assert_eq!((view.source_port, view.destination_port, view.header_len), (80, 443, length));
         assert_eq!(view.segment, segment);
 
-        segment.options = Options { timestamps: Some((1, 2)), sack_count: 3, ..Options::default() };
-        for (i, block) in segment.options.sack[..3].iter_mut().enumerate() {
-            *block = Range { start: Seq(i as u32 * 100), end: Seq(i as u32 * 100 + 50) };
+        segment.options = Options { timestamps: Some((1, 2)), ..Options::default() };
+        for i in 0..3 {
+            segment.options.sack.push(Range { start: Seq(i * 100), end: Seq(i * 100 + 50) });
         }
         let length = write(&mut out, 80, 443, &segment);
         assert_eq!(length, HEADER_MAX);

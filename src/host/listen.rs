@@ -32,31 +32,43 @@ pub fn open(
     match protocol {
         PublishedProtocol::Udp => open_udp(endpoint).map(|socket| vec![socket]),
         PublishedProtocol::Tcp => {
-            let sockets: Vec<OwnedFd> =
-                (0..workers).map(|index| open_tcp(endpoint, index == 0)).collect::<io::Result<_>>()?;
+            // Finds a stranger who listens there, even one with SO_REUSEPORT; connections in TIME-WAIT do not count.
+            drop(open_tcp(endpoint, Sharing { address: true, port: false })?);
+            // SO_REUSEADDR on a socket that does not listen would let strangers with that option have the port too.
+            // It takes it all the same where another program's connections are in TIME-WAIT.
+            let all = |sharing: Sharing| (0..workers).map(|_| open_tcp(endpoint, sharing)).collect();
+            let sockets: io::Result<Vec<OwnedFd>> = all(Sharing { address: false, port: true });
+            let sockets = match sockets {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    all(Sharing { address: true, port: true })?
+                }
+                other => other?,
+            };
             sockets.iter().try_for_each(|socket| listen(socket.as_raw_fd()))?;
             Ok(sockets)
         }
     }
 }
 
-fn open_tcp(endpoint: Endpoint, first: bool) -> io::Result<OwnedFd> {
+/// With whom a port may be shared.
+#[derive(Clone, Copy)]
+struct Sharing {
+    /// `SO_REUSEADDR`.
+    address: bool,
+    /// `SO_REUSEPORT`.
+    port: bool,
+}
+
+fn open_tcp(endpoint: Endpoint, sharing: Sharing) -> io::Result<OwnedFd> {
     let v4 = endpoint.address.is_v4();
     let socket = tcp::new_stream(v4)?;
     let fd = socket.as_raw_fd();
-    // Connections of an earlier life of the port in TIME-WAIT do not count.
-    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(sharing.address))?;
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, i32::from(sharing.port))?;
     if !v4 {
         options::set_number(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
     }
-    if first {
-        // Bound without SO_REUSEPORT, it finds a stranger on the port even if that has set the option.
-        tcp::bind(fd, endpoint)?;
-    }
-    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-    if !first {
-        tcp::bind(fd, endpoint)?;
-    }
+    tcp::bind(fd, endpoint)?;
     // What it accepts inherits these.
     tcp::prepare(fd);
     Ok(socket)
@@ -90,11 +102,11 @@ pub fn stop_listening(fd: RawFd) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 
-    fn open_any(address: IpAddr, workers: usize) -> (Vec<OwnedFd>, u16) {
+    pub fn open_any(address: IpAddr, workers: usize) -> (Vec<OwnedFd>, u16) {
         // A port that is free now; another process may take it, so several are tried.
         for _ in 0..20 {
             let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();

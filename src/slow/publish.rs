@@ -85,15 +85,15 @@ impl Published {
 mod tests {
     use super::*;
     use crate::exchange::mail::PublishedProtocol;
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, TcpStream};
 
     #[test]
     fn a_port_follows_the_guest() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
+        let (sockets, port) = listen::tests::open_any(Ipv4Addr::LOCALHOST.into(), 2);
+        let address = (Ipv4Addr::LOCALHOST, port);
         let publication = Publication { id: 7, guest_port: 80, protocol: PublishedProtocol::Tcp };
         let mut published = Published::default();
-        published.add(publication, vec![listener.into()]);
+        published.add(publication, sockets);
         TcpStream::connect(address).unwrap();
 
         let first = published.told(7, false).unwrap();

@@ -51,7 +51,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// What the worker holds on to.
     pub fn holdings(&self) -> Holdings {
-        let buffers = self.streams.slots().into_iter().filter_map(|slot| self.streams.get(slot)?.buffer.as_deref());
+        let buffers =
+            self.streams.slots().into_iter().filter_map(|slot| self.streams.get(slot)?.buffer.as_deref());
         Holdings {
             streams: self.streams.len(),
             mappings: self.mappings.len(),

@@ -8,7 +8,7 @@
 //! when a guest moves a connection from one queue to another.
 
 use crate::frame::drop_reason::DropReason;
-use crate::frame::tcp::{Flags, Range, SACK_BLOCKS_MAX, SegmentHead, Seq};
+use crate::frame::tcp::{Flags, Range, Ranges, SegmentHead, Seq};
 
 use super::Config;
 
@@ -56,7 +56,7 @@ enum Due {
 }
 
 /// The receiving half of the relay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Receive {
     /// RCV.NXT: everything before it was taken.
     next: Seq,
@@ -68,8 +68,8 @@ pub struct Receive {
     offered: u32,
     /// Bytes taken that are not in the socket yet.
     buffered: u32,
-    held: [Range; SACK_BLOCKS_MAX],
-    held_count: u8,
+    /// What is held out of order, the newest first. Boxed: it is rare, and idle connections are many.
+    held: Option<Box<Ranges>>,
     due: Due,
     pingpong: u8,
     fin: bool,
@@ -87,8 +87,7 @@ impl Receive {
             acknowledged: next,
             offered,
             buffered: 0,
-            held: [Range::default(); SACK_BLOCKS_MAX],
-            held_count: 0,
+            held: None,
             due: Due::No,
             pingpong: 0,
             fin: false,
@@ -161,7 +160,7 @@ impl Receive {
             self.edge = self.edge.max(self.next);
             self.fin = true;
             self.acknowledge_now();
-        } else if len == 0 || held > 0 || self.held_count > 0 {
+        } else if len == 0 || held > 0 || self.held.is_some() {
             // RFC 5681, 4.2: duplicates and segments that fill a gap are acknowledged at once.
             self.acknowledge_now();
         } else if self.pingpong < PINGPONG_AFTER || self.next.since(self.acknowledged) >= 2 * u32::from(mss) {
@@ -175,56 +174,51 @@ impl Receive {
     /// Notes a range as held, or refuses it.
     fn hold(&mut self, seq: Seq, len: u32) -> Payload {
         let new = Range { start: seq, end: seq + len };
-        let count = self.held_count as usize;
-        let total: u32 = self.held[..count].iter().map(|range| range.end.since(range.start)).sum();
-        let touching = |range: &Range| !range.end.before(new.start) && !new.end.before(range.start);
-        let covered = self.held[..count].iter().any(|r| !new.start.before(r.start) && !r.end.before(new.end));
+        let known = self.sack_blocks();
+        let total: u32 = known.iter().map(|range| range.end.since(range.start)).sum();
+        let covered = known.iter().any(|r| !new.start.before(r.start) && !r.end.before(new.end));
         if len == 0 || covered || total + len > HELD_MAX {
             return Payload::Refuse(DropReason::OutOfWindow);
         }
         // Ranges that touch become one; the newest stands first (RFC 2018, 4).
-        let mut merged = new;
-        let mut ranges = [Range::default(); SACK_BLOCKS_MAX];
-        let mut kept = 1;
-        for range in &self.held[..count] {
-            if touching(range) {
-                merged = Range { start: merged.start.min(range.start), end: merged.end.max(range.end) };
-            } else if kept < SACK_BLOCKS_MAX {
-                ranges[kept] = *range;
-                kept += 1;
-            } else {
-                return Payload::Refuse(DropReason::OutOfWindow);
-            }
+        let touches = |range: &Range| !range.end.before(new.start) && !new.end.before(range.start);
+        let merged = known.iter().filter(|range| touches(range)).fold(new, |merged, range| Range {
+            start: merged.start.min(range.start),
+            end: merged.end.max(range.end),
+        });
+        let mut ranges = Ranges::default();
+        ranges.push(merged);
+        if !known.iter().filter(|range| !touches(range)).all(|range| ranges.push(*range)) {
+            return Payload::Refuse(DropReason::OutOfWindow);
         }
-        ranges[0] = merged;
-        self.held = ranges;
-        self.held_count = kept as u8;
+        self.held = Some(Box::new(ranges));
         Payload::Hold { seq, len }
     }
 
     /// Moves `next` over held bytes that are in order now; returns how many.
     fn release(&mut self) -> u32 {
         let start = self.next;
-        let mut kept = 0;
-        // A range can touch only after an earlier one was passed, so the lowest goes first.
-        let count = self.held_count as usize;
-        self.held[..count].sort_by_key(|range| range.start.distance(start));
-        for index in 0..count {
-            let range = self.held[index];
-            if self.next.before(range.start) {
-                self.held[kept] = range;
-                kept += 1;
-            } else {
-                self.next = self.next.max(range.end);
+        let Some(held) = &mut self.held else { return 0 };
+        // A range can be reached only after an earlier one was passed, so the lowest goes first.
+        let mut lowest = *held.as_ref();
+        lowest.as_mut_slice().sort_by_key(|range| range.start.distance(start));
+        let mut next = start;
+        for range in lowest.as_slice() {
+            if !next.before(range.start) {
+                next = next.max(range.end);
             }
         }
-        self.held_count = kept as u8;
-        self.next.since(start)
+        held.retain(|range| next.before(range.start));
+        if held.is_empty() {
+            self.held = None;
+        }
+        self.next = next;
+        next.since(start)
     }
 
     /// SACK blocks to send.
     pub fn sack_blocks(&self) -> &[Range] {
-        &self.held[..self.held_count as usize]
+        self.held.as_deref().map_or(&[], Ranges::as_slice)
     }
 
     /// Asks for an acknowledgement with the next chance.

@@ -13,7 +13,7 @@
 //! (RFC 5681, RFC 6582, RFC 6675 without its pipe: a link inside one machine has no congestion to respond to); a
 //! time-out sends everything again from `una` (RFC 6298), SACK or not (RFC 2018, 8: the receiver may renege).
 
-use crate::frame::tcp::{Range, SACK_BLOCKS_MAX, SegmentHead, Seq};
+use crate::frame::tcp::{Range, Ranges, SegmentHead, Seq};
 use crate::time::Now;
 
 use super::rtt::RetransmitTimer;
@@ -22,7 +22,7 @@ use super::rtt::RetransmitTimer;
 const AFTER_TIMEOUT_BYTES: u32 = 64 << 10;
 
 /// The sending half of the relay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Send {
     una: Seq,
     next: Seq,
@@ -40,8 +40,8 @@ pub struct Send {
     recover: Option<Seq>,
     /// What fast recovery has sent again.
     repeated: Seq,
-    sacked: [Range; SACK_BLOCKS_MAX],
-    sacked_count: u8,
+    /// What the guest has out of order. Boxed: it is rare, and idle connections are many.
+    sacked: Option<Box<Ranges>>,
     duplicates: u8,
     after_timeout: bool,
     /// The host socket may have bytes beyond `max`.
@@ -76,8 +76,7 @@ impl Send {
             end: None,
             recover: None,
             repeated: isn,
-            sacked: [Range::default(); SACK_BLOCKS_MAX],
-            sacked_count: 0,
+            sacked: None,
             duplicates: 0,
             after_timeout: false,
             readable: false,
@@ -211,39 +210,43 @@ impl Send {
                 self.recover = None;
             }
         }
-        let mut kept = 0;
-        for index in 0..self.sacked_count as usize {
-            if self.una.before(self.sacked[index].end) {
-                self.sacked[kept] = self.sacked[index];
-                kept += 1;
+        if let Some(sacked) = &mut self.sacked {
+            sacked.retain(|range| ack.before(range.end));
+            if sacked.is_empty() {
+                self.sacked = None;
             }
         }
-        self.sacked_count = kept as u8;
         // RFC 6298, 5.2 and 5.3.
         self.deadline = (!self.is_quiet()).then(|| self.timer.deadline(now));
     }
 
     fn take_sack(&mut self, segment: &SegmentHead) {
-        for block in &segment.options.sack[..segment.options.sack_count as usize] {
+        for block in segment.options.sack.as_slice() {
             // RFC 2018, 8: blocks outside of what is in flight mean nothing (RFC 2883 uses them for duplicates).
             if !self.una.before(block.start) || self.max.before(block.end) || !block.start.before(block.end) {
                 continue;
             }
-            let known = &mut self.sacked[..self.sacked_count as usize];
-            if let Some(range) = known
-                .iter_mut()
-                .find(|range| !range.end.before(block.start) && !block.end.before(range.start))
-            {
-                *range = Range { start: range.start.min(block.start), end: range.end.max(block.end) };
-            } else if (self.sacked_count as usize) < SACK_BLOCKS_MAX {
-                self.sacked[self.sacked_count as usize] = *block;
-                self.sacked_count += 1;
+            let sacked = self.sacked.get_or_insert_default();
+            let touching =
+                |range: &&mut Range| !range.end.before(block.start) && !block.end.before(range.start);
+            match sacked.as_mut_slice().iter_mut().find(touching) {
+                Some(range) => {
+                    *range = Range { start: range.start.min(block.start), end: range.end.max(block.end) };
+                }
+                // More than fit are known again when the guest repeats them (RFC 2018, 4).
+                None => {
+                    sacked.push(*block);
+                }
             }
         }
     }
 
+    fn sacked(&self) -> &[Range] {
+        self.sacked.as_deref().map_or(&[], Ranges::as_slice)
+    }
+
     fn highest_sacked(&self) -> Option<Seq> {
-        self.sacked[..self.sacked_count as usize].iter().map(|range| range.end).reduce(Seq::max)
+        self.sacked().iter().map(|range| range.end).reduce(Seq::max)
     }
 
     fn detect_loss(&mut self, mss: u16) {
@@ -259,7 +262,7 @@ impl Send {
     fn hole(&self, mss: u16) -> Option<Range> {
         self.recover?;
         let start = self.una.max(self.repeated);
-        let sacked = &self.sacked[..self.sacked_count as usize];
+        let sacked = self.sacked();
         let Some(high) = self.highest_sacked() else {
             return (start == self.una).then(|| Range { start, end: (start + u32::from(mss)).min(self.max) });
         };
@@ -370,7 +373,7 @@ impl Send {
         self.rewind();
         self.timed = None;
         self.recover = None;
-        self.sacked_count = 0;
+        self.sacked = None;
         self.duplicates = 0;
         self.after_timeout = true;
         self.window == 0

@@ -1,7 +1,7 @@
 //! One connection: its state, and what each input means in it.
 
 use crate::frame::drop_reason::DropReason;
-use crate::frame::tcp::{Flags, SACK_BLOCKS_MAX, SegmentHead, Seq};
+use crate::frame::tcp::{Flags, SegmentHead, Seq};
 use crate::time::Now;
 
 use super::Config;
@@ -69,7 +69,7 @@ pub struct Wanted {
 }
 
 /// The relay of one connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TcpRelay {
     state: State,
     isn: Seq,
@@ -77,14 +77,14 @@ pub struct TcpRelay {
     receive: Receive,
     send: Send,
     /// A reset that is due to the guest.
-    reset: Option<SegmentHead>,
+    reset: Option<Reset>,
     probe_due: bool,
     /// FIN went to the guest before its own came.
     closed_first: bool,
     keep_alive_seen: bool,
     keep_alive_probes: u8,
+    /// When the guest was heard last, or the connection began.
     last_heard: Now,
-    opened: Now,
     acknowledge_at: Option<Now>,
 }
 
@@ -97,17 +97,35 @@ fn refuse(reason: DropReason) -> Disposition {
     Disposition::Payload(Payload::Refuse(reason))
 }
 
+/// A reset: its number, and what it acknowledges if it does.
+#[derive(Clone, Copy, Debug)]
+struct Reset {
+    seq: Seq,
+    ack: Option<Seq>,
+}
+
+impl Reset {
+    /// RFC 9293, 3.10.7.1: the reset for a segment that belongs to no connection, where one may be sent.
+    fn answering(segment: &SegmentHead) -> Option<Self> {
+        if segment.flags.has(Flags::RST) {
+            return None;
+        }
+        Some(if segment.flags.has(Flags::ACK) {
+            Self { seq: segment.ack, ack: None }
+        } else {
+            Self { seq: Seq(0), ack: Some(segment.seq + segment.sequence_len()) }
+        })
+    }
+
+    fn segment(self) -> SegmentHead {
+        let flags = if self.ack.is_some() { Flags::RST | Flags::ACK } else { Flags::RST };
+        SegmentHead { seq: self.seq, ack: self.ack.unwrap_or_default(), flags, ..SegmentHead::default() }
+    }
+}
+
 /// The reset for a segment that belongs to no connection (RFC 9293, 3.10.7.1), or `None` where none may be sent.
 pub fn reset_for(segment: &SegmentHead) -> Option<SegmentHead> {
-    if segment.flags.has(Flags::RST) {
-        return None;
-    }
-    Some(if segment.flags.has(Flags::ACK) {
-        SegmentHead { seq: segment.ack, flags: Flags::RST, ..SegmentHead::default() }
-    } else {
-        let ack = segment.seq + segment.sequence_len();
-        SegmentHead { ack, flags: Flags::RST | Flags::ACK, ..SegmentHead::default() }
-    })
+    Reset::answering(segment).map(Reset::segment)
 }
 
 impl TcpRelay {
@@ -139,7 +157,6 @@ impl TcpRelay {
             keep_alive_seen: false,
             keep_alive_probes: 0,
             last_heard: now,
-            opened: now,
             acknowledge_at: None,
         }
     }
@@ -157,9 +174,9 @@ impl TcpRelay {
         }
     }
 
-    /// When the connection began.
-    pub fn opened(&self) -> Now {
-        self.opened
+    /// When the guest was heard last; before that, when the connection began.
+    pub fn last_heard(&self) -> Now {
+        self.last_heard
     }
 
     /// Whether the host socket is not needed any more.
@@ -216,7 +233,7 @@ impl TcpRelay {
     fn segment_while_offering(&mut self, segment: &SegmentHead, config: &Config, now: Now) -> Disposition {
         let acknowledged = segment.flags.has(Flags::ACK);
         if acknowledged && segment.ack != self.isn + 1 {
-            self.reset = reset_for(segment);
+            self.reset = Reset::answering(segment);
             return refuse(DropReason::OutOfWindow);
         }
         if segment.flags.has(Flags::RST) {
@@ -287,7 +304,7 @@ impl TcpRelay {
         self.agreed.remember(&segment.options, segment.seq, self.receive.acknowledged());
         if self.state == State::Answering {
             if !self.send.una().before(segment.ack) || self.send.max().before(segment.ack) {
-                self.reset = reset_for(segment);
+                self.reset = Reset::answering(segment);
                 return refuse(DropReason::OutOfWindow);
             }
             self.state = State::Open;
@@ -372,21 +389,11 @@ impl TcpRelay {
         if matches!(self.state, State::Closed(_)) {
             return;
         }
-        let segment = match self.state {
-            State::Connecting => SegmentHead {
-                ack: self.receive.next(),
-                flags: Flags::RST | Flags::ACK,
-                ..SegmentHead::default()
-            },
-            State::Offering => SegmentHead { seq: self.isn + 1, flags: Flags::RST, ..SegmentHead::default() },
-            _ => SegmentHead {
-                seq: self.send.max(),
-                ack: self.receive.next(),
-                flags: Flags::RST | Flags::ACK,
-                ..SegmentHead::default()
-            },
-        };
-        self.reset = Some(segment);
+        self.reset = Some(match self.state {
+            State::Connecting => Reset { seq: Seq(0), ack: Some(self.receive.next()) },
+            State::Offering => Reset { seq: self.isn + 1, ack: None },
+            _ => Reset { seq: self.send.max(), ack: Some(self.receive.next()) },
+        });
         self.state = State::Closed(over);
     }
 
@@ -450,7 +457,7 @@ impl TcpRelay {
     /// The next segment without payload that is due to the guest, if any.
     pub fn poll_segment(&mut self, config: &Config, now: Now) -> Option<SegmentHead> {
         if let Some(reset) = self.reset.take() {
-            return Some(reset);
+            return Some(reset.segment());
         }
         match self.state {
             State::Connecting | State::Closed(_) => None,
@@ -493,10 +500,9 @@ impl TcpRelay {
         let mut options = self.agreed.of_segment(now);
         // Data segments are as long as the MTU allows, so blocks ride on bare acknowledgements only.
         if self.agreed.sack && len == 0 {
-            let blocks = self.receive.sack_blocks();
-            let count = blocks.len().min(SACK_BLOCKS_MAX);
-            options.sack[..count].copy_from_slice(&blocks[..count]);
-            options.sack_count = count as u8;
+            self.receive.sack_blocks().iter().for_each(|block| {
+                options.sack.push(*block);
+            });
         }
         let window = self.receive.window_field(self.agreed.own_scale);
         self.receive.acknowledgement_sent(len > 0);
@@ -540,7 +546,7 @@ impl TcpRelay {
         let own = match self.state {
             State::Connecting | State::Closed(_) => None,
             State::TimeWait { until } => Some(until),
-            State::Offering => Some(self.opened + config.open_timeout),
+            State::Offering => Some(self.last_heard + config.open_timeout),
             State::Answering => Some(self.last_heard + config.retransmit_timeout),
             State::Open => Some(self.keep_alive_at(config)),
         };
@@ -564,7 +570,7 @@ impl TcpRelay {
         }
         match self.state {
             State::TimeWait { until } if until <= now => self.state = State::Closed(Over::Done),
-            State::Offering if self.opened + config.open_timeout <= now => {
+            State::Offering if self.last_heard + config.open_timeout <= now => {
                 self.give_up(Over::GuestSilent);
             }
             State::Answering if self.last_heard + config.retransmit_timeout <= now => {

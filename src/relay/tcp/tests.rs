@@ -18,7 +18,7 @@ fn refused(reason: DropReason) -> Disposition {
 fn the_record_of_an_idle_connection_is_small() {
     let size = size_of::<TcpRelay>();
     println!("TcpRelay: {size} bytes");
-    assert!(size <= 384, "{size}");
+    assert!(size <= 240, "{size}");
 }
 
 // Opening.

@@ -140,10 +140,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 return self.open_service(key, syn, service, now);
             }
             Destination::Host => {
-                let [v4, v6] = loopbacks(remote.port);
-                (v4, Some(v6))
+                let [v4, _] = loopbacks(remote.port);
+                (v4, true)
             }
-            Destination::Outside => (remote, None),
+            Destination::Outside => (remote, false),
         };
         let admitted = self.admission.open_socket().and_then(|()| {
             self.admission.begin_connect(first.address).inspect_err(|_| self.admission.close_socket())
@@ -154,7 +154,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         let isn = self.initial_sequence(&key, now);
         let relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
-        let origin = Origin::Outbound { connecting: Some(first.address), alternative, traffic_class };
+        let origin = Origin::Outbound { connecting: true, alternative, traffic_class };
         let stream = Stream {
             key,
             position: None,
@@ -213,7 +213,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let isn = self.initial_sequence(&key, now);
         let mut relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
         relay.connected(now);
-        let origin = Origin::Outbound { connecting: None, alternative: None, traffic_class: 0 };
+        let origin = Origin::Outbound { connecting: false, alternative: false, traffic_class: 0 };
         let stream = Stream {
             key,
             position: None,
@@ -336,10 +336,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if let Some(host) = stream.host.take() {
             Self::close_host(&mut self.engine, &mut self.sockets, host, slot, true);
         }
+        let port = stream.key.remote.port;
         if let Origin::Outbound { alternative, .. } = &mut stream.origin
-            && let Some(next) = alternative.take()
+            && std::mem::take(alternative)
         {
-            self.connect_host(slot, next, now);
+            let [_, v6] = loopbacks(port);
+            self.connect_host(slot, v6, now);
             return;
         }
         self.drop_frame(DropReason::HostRefused);
@@ -361,10 +363,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// The connect is not under way any more.
     pub(super) fn end_connect(&mut self, slot: Slot) {
         let Some(stream) = self.streams.get_mut(slot) else { return };
+        let remote = stream.key.remote;
         if let Origin::Outbound { connecting, .. } = &mut stream.origin
-            && let Some(destination) = connecting.take()
+            && std::mem::take(connecting)
         {
-            self.admission.end_connect(destination);
+            let [loopback, _] = loopbacks(remote.port);
+            let host = self.addresses.families().any(|family| family.host == remote.address);
+            self.admission.end_connect(if host { loopback.address } else { remote.address });
         }
     }
 
@@ -557,7 +562,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return false;
         };
         let asked = stream.relay.state() == State::Offering;
-        if !asked || now.since(stream.relay.opened()) < PROOF_NS {
+        if !asked || now.since(stream.relay.last_heard()) < PROOF_NS {
             return false;
         }
         self.unanswerable.note(client.address, now);
