@@ -61,8 +61,8 @@ mod token_kind {
     pub const JOIN_GUEST: u8 = 7;
 }
 
-/// Echo messages, in and out, of one pass.
-const ECHO_HEADS: usize = 64;
+/// Echo messages of one pass in each direction.
+const ECHO_HEADS: usize = 256;
 
 /// Everything a worker is made from.
 pub struct Parts<L, E, S: Sockets> {
@@ -165,8 +165,9 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     outgoing: Vec<datagrams::outbound::Outgoing>,
     readable_mappings: Vec<Slot>,
     incoming: Vec<datagrams::inbound::Incoming>,
-    /// Echo headers of this pass, which the link's space has no room for.
-    echo_heads: Buffers,
+    /// Echo headers of this pass, which stand apart from the payload in the link's memory: to the host, to the guest.
+    echo_requests: Buffers,
+    echo_replies: Buffers,
     fired: Vec<u32>,
     scratch: Buffers,
     link_ready: bool,
@@ -227,7 +228,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             outgoing: Vec::new(),
             readable_mappings: Vec::new(),
             incoming: Vec::new(),
-            echo_heads: Buffers::new(ECHO_HEADS, 64),
+            echo_requests: Buffers::new(ECHO_HEADS, 64),
+            echo_replies: Buffers::new(ECHO_HEADS, 64),
             fired: Vec::new(),
             scratch: Buffers::new(1, configs[0].unacknowledged_max as usize),
             link_ready: true,
@@ -271,6 +273,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             || self.link_ready
             || self.published
             || !self.again.is_empty()
+            || !self.touched.is_empty()
             || !self.readable_mappings.is_empty()
             || !self.waiting_listeners.is_empty()
             || !self.ready_joins.is_empty()

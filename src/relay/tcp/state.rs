@@ -386,7 +386,8 @@ impl TcpRelay {
     }
 
     fn give_up(&mut self, over: Over) {
-        if matches!(self.state, State::Closed(_)) {
+        if self.is_host_done() {
+            // In TIME-WAIT both sides have all they wanted.
             return;
         }
         self.reset = Some(match self.state {
@@ -533,7 +534,12 @@ impl TcpRelay {
     /// with the next peek: there are many, or there will be no next peek.
     pub fn wants_discard(&self) -> bool {
         let bytes = self.send.discardable();
-        bytes >= DISCARD_BYTES || (bytes > 0 && (self.is_host_done() || self.send.fin_acknowledged()))
+        let last = self.send.fin_acknowledged();
+        match self.state {
+            // A socket that is reset takes its queue along; one that is closed must have an empty one (RFC 2525, 2.17).
+            State::Closed(over) => bytes > 0 && over == Over::Done,
+            _ => bytes >= DISCARD_BYTES || (bytes > 0 && last),
+        }
     }
 
     /// Bytes at the start of the socket's receive queue that are acknowledged and to be discarded; counted as gone.

@@ -62,12 +62,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Adds the receives of this pass to the batch.
     pub(in crate::worker) fn submit_receives(&mut self) {
-        let Self { readable_mappings, mappings, link, operations, incoming, echo_heads, .. } = self;
+        let Self { readable_mappings, mappings, link, operations, incoming, echo_replies, .. } = self;
         for slot in readable_mappings {
             let Some(mapping) = mappings.get_mut(*slot) else { continue };
             let fd = mapping.socket.fd();
             for _ in 0..mapping.burst {
-                if incoming.len() == echo_heads.slots() {
+                if incoming.len() == echo_replies.slots() {
                     break;
                 }
                 let Some(space) = link.reserve(build::HEAD_MAX, PAYLOAD_MAX) else { break };
@@ -75,7 +75,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 let head = head.map(|len| (incoming.len(), len));
                 let mut receive = operations.begin(fd, Kind::ReceiveDatagram);
                 if let Some((index, len)) = head {
-                    receive.piece(echo_heads.piece(index).part(0, len));
+                    receive.piece(echo_replies.piece(index).part(0, len));
                 }
                 link.space(space, &mut |piece| receive.piece(piece));
                 let (operation, _) = receive.finish_datagram();
@@ -148,7 +148,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         match (kind, one.head) {
             (MappingKind::Echo { id, kind }, Some((index, head_len))) => {
                 let v4 = key.guest.address.is_v4();
-                let head = self.echo_heads.bytes(index, head_len.min(len));
+                let head = self.echo_replies.bytes(index, head_len.min(len));
                 let header = if kind == EchoKind::Raw && v4 { head.get(RAW_V4_HEADER..) } else { Some(head) };
                 let reply =
                     header.and_then(|header| icmp::parse_echo_reply(header, v4)).filter(|echo| echo.id == id);
@@ -245,9 +245,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let capabilities = self.link.capabilities();
         let headers = if route.ip.source.is_v4() { 28 } else { 48 };
         let fits = |len: usize| len + headers <= capabilities.mtu as usize;
+        let fits_a_packet = len + headers <= 65_535;
         let segment = segment.map(usize::from).filter(|segment| *segment < len && *segment > 0);
         match segment {
-            Some(size) if capabilities.udp_segmentation && fits(size) => {
+            Some(size) if capabilities.udp_segmentation && fits(size) && fits_a_packet => {
                 self.counters.add(Metric::DatagramsIn, len.div_ceil(size) as u64);
                 let segmentation = Segmentation::Udp { size: size as u16 };
                 self.commit_udp(space, key, route, len, segmentation);

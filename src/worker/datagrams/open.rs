@@ -201,15 +201,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         now: Now,
     ) -> Result<Routed, DropReason> {
         let hashed = self.flows.hash(&key);
-        let Some(index) = self.datagram_flows.vacancy() else { return Err(DropReason::FlowBudget) };
-        let mut inserted = self.flows.insert(&hashed, Handle { owner: self.id, slot: index });
-        if inserted == Err(InsertError::Full) && self.evict_mapping(now) {
-            inserted = self.flows.insert(&hashed, Handle { owner: self.id, slot: index });
-        }
-        let position = match inserted {
-            Ok(position) => position,
-            Err(InsertError::Exists(handle)) => return Ok(Routed::Elsewhere(handle.owner)),
-            Err(InsertError::Full) => return Err(DropReason::FlowBudget),
+        let mut evicted = false;
+        let position = loop {
+            let vacancy = self.datagram_flows.vacancy();
+            let inserted = vacancy.map_or(Err(InsertError::Full), |slot| {
+                self.flows.insert(&hashed, Handle { owner: self.id, slot })
+            });
+            match inserted {
+                Ok(position) => break position,
+                Err(InsertError::Exists(handle)) => return Ok(Routed::Elsewhere(handle.owner)),
+                // The least recently used mapping makes room, once.
+                Err(InsertError::Full) if !evicted && self.evict_mapping(now) => evicted = true,
+                Err(InsertError::Full) => return Err(DropReason::FlowBudget),
+            }
         };
         let expires = now + Self::idle_time(&key);
         let flow = DatagramFlow { key, position, mapping, peer, local, expires };

@@ -136,6 +136,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             last.total += part.len;
             return Ok(());
         }
+        if echo.is_some() && self.outgoing.len() >= self.echo_requests.slots() {
+            return Err(DropReason::SocketFull);
+        }
         let total = part.len;
         self.outgoing.push(Outgoing {
             flow,
@@ -192,9 +195,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 let sum = crate::frame::checksum::Sum::default().add(&header).add(&payload).finish();
                 header[2..4].copy_from_slice(&sum.to_be_bytes());
             }
-            let room = self.echo_heads.bytes_mut(index % self.echo_heads.slots(), ECHO_LEN);
-            room.copy_from_slice(&header);
-            send.piece(self.echo_heads.piece(index % self.echo_heads.slots()).part(0, ECHO_LEN));
+            self.echo_requests.bytes_mut(index, ECHO_LEN).copy_from_slice(&header);
+            send.piece(self.echo_requests.piece(index).part(0, ECHO_LEN));
         }
         let (mut skip, mut rest) = (from, len);
         let mut next = Some(outgoing.first_part);

@@ -70,6 +70,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
+    /// Gives back the spaces of a peek.
+    pub(super) fn cancel_spaces(&mut self, peek: &Peek) {
+        for index in peek.first_space..peek.first_space + peek.spaces {
+            self.link.cancel(self.spaces[index]);
+        }
+    }
+
     /// Sends the segments without payload that a stream has due.
     pub(super) fn send_due_segments(&mut self, slot: Slot, now: Now) {
         loop {

@@ -106,8 +106,28 @@ pub struct Stream<S> {
     pub buffer: Option<Box<Buffer>>,
     /// Its place in the list of streams that something happened to in this pass.
     pub touched: Option<u32>,
+    /// A host socket is counted for it.
+    pub counted: bool,
     /// How many spaces the next peek may fill: grows while they are filled.
     pub burst: u8,
+}
+
+impl<S> Stream<S> {
+    /// A stream without a host side, for which a host socket is counted.
+    pub fn new(key: FlowKey, relay: TcpRelay, origin: Origin) -> Self {
+        Self {
+            key,
+            position: None,
+            relay,
+            host: None,
+            next_host: None,
+            origin,
+            buffer: None,
+            touched: None,
+            counted: true,
+            burst: 1,
+        }
+    }
 }
 
 /// Bytes from the guest that the socket has not taken, and segments held out of order.

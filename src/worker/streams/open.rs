@@ -155,17 +155,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let isn = self.initial_sequence(&key, now);
         let relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
         let origin = Origin::Outbound { connecting: true, alternative, traffic_class };
-        let stream = Stream {
-            key,
-            position: None,
-            relay,
-            host: None,
-            next_host: None,
-            origin,
-            buffer: None,
-            touched: None,
-            burst: 1,
-        };
+        let stream = Stream::new(key, relay, origin);
         let slot = match self.insert_stream(stream) {
             Ok(slot) => slot,
             Err(refused) => {
@@ -214,17 +204,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let mut relay = TcpRelay::outbound(syn, isn, self.config(key.guest.address.is_v4()), now);
         relay.connected(now);
         let origin = Origin::Outbound { connecting: false, alternative: false, traffic_class: 0 };
-        let stream = Stream {
-            key,
-            position: None,
-            relay,
-            host: None,
-            next_host: None,
-            origin,
-            buffer: None,
-            touched: None,
-            burst: 1,
-        };
+        let stream = Stream::new(key, relay, origin);
         match self.insert_stream(stream) {
             Ok(slot) => {
                 self.counters.add(Metric::StreamsOut, 1);
@@ -437,7 +417,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             keeps_source: false,
         };
         let origin = Origin::Probe { publication: publication.id, asked_both: false };
-        if let Some(slot) = self.insert_inbound(keys, origin, None, now) {
+        if let Ok(slot) = self.insert_inbound(keys, origin, None, now) {
             self.touch(slot);
         }
     }
@@ -461,12 +441,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let unproven = keys.keeps_source;
         let origin = Origin::Inbound { publication: publication.id, client, unproven, asked_both: false };
         match self.insert_inbound(keys, origin, None, now) {
-            Some(slot) => {
+            Ok(slot) => {
                 self.counters.add(Metric::StreamsIn, 1);
                 self.attach_host(slot, socket, HostKind::Tcp, client, now);
                 Ok(())
             }
-            None => {
+            Err(_) => {
                 self.admission.close_socket();
                 self.sockets.reset(socket);
                 Err(DropReason::FlowBudget)
@@ -489,14 +469,16 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         })
     }
 
-    /// Puts an inbound stream into slab and table under the first name that is free.
+    /// Puts an inbound stream into slab and table under the first name that is free; its host side, if it has one, is
+    /// counted already. Gives it back when there is no room.
     fn insert_inbound(
         &mut self,
         keys: InboundKeys,
         origin: Origin,
         host: Option<HostSide<S::Socket>>,
         now: Now,
-    ) -> Option<Slot> {
+    ) -> Result<Slot, Option<HostSide<S::Socket>>> {
+        let counted = !matches!(origin, Origin::Probe { .. });
         let mut host = host;
         for attempt in 0..PORTS_TRIED {
             let port =
@@ -505,19 +487,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             let key = FlowKey { guest: keys.guest, remote, protocol: Protocol::Tcp };
             let isn = self.initial_sequence(&key, now);
             let relay = TcpRelay::inbound(isn, self.config(key.guest.address.is_v4()), now);
-            let stream = Stream {
-                key,
-                position: None,
-                relay,
-                host,
-                next_host: None,
-                origin,
-                buffer: None,
-                touched: None,
-                burst: 1,
-            };
+            let stream = Stream { host, counted, ..Stream::new(key, relay, origin) };
             match self.insert_stream(stream) {
-                Ok(slot) => return Some(slot),
+                Ok(slot) => return Ok(slot),
                 Err(NotInserted::Exists(handle, stream)) => {
                     host = stream.host;
                     // The client's own port is free again on its side, so the old flow of that name is dead.
@@ -525,21 +497,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                         self.abandon_stream(handle.slot, now);
                     }
                 }
-                Err(NotInserted::Full(stream)) => {
-                    if let Some(host) = stream.host {
-                        self.admission.close_socket();
-                        self.sockets.reset(host.socket);
-                    }
-                    return None;
-                }
-                Err(NotInserted::Gone) => return None,
+                Err(NotInserted::Full(stream)) => return Err(stream.host),
+                Err(NotInserted::Gone) => return Err(None),
             }
         }
-        if let Some(host) = host {
-            self.admission.close_socket();
-            self.sockets.reset(host.socket);
-        }
-        None
+        Err(host)
     }
 
     fn is_over(&self, slot: Slot) -> bool {
@@ -599,14 +561,25 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         true
     }
 
-    /// Asks the guest once more, under another name.
+    /// Asks the guest once more, under another name; the client is reset when there is none.
     fn ask_again(&mut self, slot: Slot, keys: Option<InboundKeys>, origin: Origin, now: Now) {
         let Some(stream) = self.remove_stream(slot) else { return };
         if let Some(host) = &stream.host {
             self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
         }
-        let Some(new) = keys.and_then(|keys| self.insert_inbound(keys, origin, stream.host, now)) else {
-            return;
+        let inserted = match keys {
+            Some(keys) => self.insert_inbound(keys, origin, stream.host, now),
+            None => Err(stream.host),
+        };
+        let new = match inserted {
+            Ok(new) => new,
+            Err(host) => {
+                if let Some(host) = host {
+                    self.sockets.reset(host.socket);
+                    self.admission.close_socket();
+                }
+                return;
+            }
         };
         let Some(stream) = self.streams.get_mut(new) else { return };
         stream.relay.readable(now);

@@ -282,27 +282,31 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         };
         let result = self.operations.result(peek.operation);
-        let Some(stream) = self.streams.get_mut(touched.slot) else { return };
-        let Some(host) = &mut stream.host else { return };
+        let Some(Stream { relay, host: Some(host), next_host, burst, .. }) =
+            self.streams.get_mut(touched.slot)
+        else {
+            self.cancel_spaces(&peek);
+            return;
+        };
         let got = match result {
             Ok(0) => {
                 // A peek behind bytes that are known to be there finds them, so this is the end of the stream.
-                match &mut stream.next_host {
-                    None => stream.relay.end_of_stream(),
+                match next_host {
+                    None => relay.end_of_stream(),
                     Some(next) => {
                         next.old_ended = true;
-                        stream.relay.drained();
+                        relay.drained();
                     }
                 }
                 0
             }
             Ok(len) => (len as u32).saturating_sub(peek.skipped),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                stream.relay.drained();
+                relay.drained();
                 0
             }
             Err(_) => {
-                stream.relay.host_failed();
+                relay.host_failed();
                 0
             }
         };
@@ -311,13 +315,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         let full = got == peek.asked;
         if got > 0 && !full && !host.closed {
-            stream.relay.drained();
+            relay.drained();
         }
-        if full {
-            stream.burst = (stream.burst * 2).min(BURST_MAX);
-        } else {
-            stream.burst = 1;
-        }
+        *burst = if full { (*burst * 2).min(BURST_MAX) } else { 1 };
         self.send_peeked(touched.slot, &peek, got, !full, now);
     }
 
@@ -347,7 +347,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.try_rehome(slot);
         let Some(stream) = self.streams.get_mut(slot) else { return };
-        if stream.relay.wants_discard() || stream.relay.wanted(&config).is_some() {
+        let reads = stream.host.is_some();
+        if reads && (stream.relay.wants_discard() || stream.relay.wanted(&config).is_some()) {
             self.again.push(slot);
         } else if stream.relay.is_host_done() {
             self.close_stream_host(slot);
@@ -371,9 +372,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.sockets.reset(next.host.socket);
             self.admission.close_socket();
         }
+        if std::mem::take(&mut stream.counted) {
+            self.admission.close_socket();
+        }
         if let Some(host) = stream.host.take() {
             Self::close_host(&mut self.engine, &mut self.sockets, host, slot, reset);
-            self.admission.close_socket();
         }
     }
 
