@@ -92,11 +92,17 @@ fn open_udp(endpoint: Endpoint) -> io::Result<OwnedFd> {
 /// Starts a bound socket's listening.
 pub fn listen(fd: RawFd) -> io::Result<()> {
     // SAFETY: no memory is passed.
-    if unsafe { libc::listen(fd, BACKLOG) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::listen(fd, BACKLOG) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Connections inherit it, so that those in TIME-WAIT do not keep the port from a hythe that comes later. A
+    // listener shares its port with nobody, whatever its options.
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
 }
 
 /// Ends a listener's listening; it stays bound, and clients that wait are reset.
 pub fn stop_listening(fd: RawFd) -> io::Result<()> {
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 0)?;
     // SAFETY: no memory is passed.
     if unsafe { libc::shutdown(fd, libc::SHUT_RD) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -133,6 +139,21 @@ pub(crate) mod tests {
             }
             TcpStream::connect((address, port)).unwrap();
             drop(client);
+        }
+    }
+
+    #[test]
+    fn connections_in_time_wait_do_not_keep_the_port() {
+        let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+        for workers in [1, 2] {
+            let (sockets, port) = open_any(address, workers);
+            let client = TcpStream::connect((address, port)).unwrap();
+            let accepted = sockets.iter().find_map(|socket| tcp::accept(socket.as_raw_fd()).unwrap()).unwrap();
+            // Whoever closes first is left in TIME-WAIT.
+            drop(accepted);
+            drop(client);
+            drop(sockets);
+            open(address, port, PublishedProtocol::Tcp, workers).unwrap();
         }
     }
 
