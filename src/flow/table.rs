@@ -29,6 +29,8 @@ use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use std::num::NonZeroU32;
+
 use super::key::{FlowKey, HashSecret, KeyWords};
 use super::slab::{GENERATION_MASK, Slot};
 
@@ -66,9 +68,20 @@ impl Handle {
     }
 }
 
-/// Where an entry lies in the table; its owner keeps it to remove the entry.
+/// Where an entry lies in the table (counted from one, so that an `Option` of it is no larger); its owner keeps it to
+/// remove the entry.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Position(u32);
+pub struct Position(NonZeroU32);
+
+impl Position {
+    fn new(index: usize) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(index as u32))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 /// Why an insertion did not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -223,7 +236,7 @@ impl FlowTable {
             }
             let Some((mine, meta)) = self.claim(key, handle) else { break Err(InsertError::Full) };
             match self.contend(key, mine, meta) {
-                Contest::Won => break Ok(Position(mine as u32)),
+                Contest::Won => break Ok(Position::new(mine)),
                 Contest::LostTo(existing) => break Err(InsertError::Exists(existing)),
                 // By one in a lower slot, which is LIVE by now or is found in the contest: this ends.
                 Contest::Withdrawn => {}
@@ -316,15 +329,15 @@ impl FlowTable {
 
     /// Removes an entry; only its owner may, and once.
     pub fn remove(&self, position: Position) {
-        let meta = self.meta(position.0 as usize).load(Ordering::Relaxed);
+        let meta = self.meta(position.index()).load(Ordering::Relaxed);
         debug_assert_eq!(meta & STATE_MASK, LIVE, "an entry is removed once, by its owner");
-        self.withdraw(position.0 as usize, meta);
+        self.withdraw(position.index(), meta);
         self.len.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Points an entry at a new owner; only the old owner may.
     pub fn hand_over(&self, position: Position, handle: Handle) {
-        self.entry(position.0 as usize).handle.store(handle.pack(), Ordering::Release);
+        self.entry(position.index()).handle.store(handle.pack(), Ordering::Release);
     }
 }
 

@@ -148,7 +148,8 @@ pub(crate) mod tests {
         for workers in [1, 2] {
             let (sockets, port) = open_any(address, workers);
             let client = TcpStream::connect((address, port)).unwrap();
-            let accepted = sockets.iter().find_map(|socket| tcp::accept(socket.as_raw_fd()).unwrap()).unwrap();
+            let accepted =
+                sockets.iter().find_map(|socket| tcp::accept(socket.as_raw_fd()).unwrap()).unwrap();
             // Whoever closes first is left in TIME-WAIT.
             drop(accepted);
             drop(client);

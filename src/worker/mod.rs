@@ -259,9 +259,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// One pass of the loop. Returns whether there may be more to do at once.
     pub fn pass(&mut self, now: Now) -> bool {
         self.counters.add(Metric::Passes, 1);
+        self.take_events(now);
         self.exchange_with_link();
         self.decide_outbound(now);
-        self.take_events(now);
         let more_mail = self.take_mail(now);
         self.take_deadlines(now);
         self.settle(now);
@@ -269,14 +269,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if self.link.is_closed() {
             self.stop(now);
         }
-        more_mail
+        let more = more_mail
             || self.link_ready
-            || self.published
             || !self.again.is_empty()
             || !self.touched.is_empty()
             || !self.readable_mappings.is_empty()
             || !self.waiting_listeners.is_empty()
-            || !self.ready_joins.is_empty()
+            || !self.ready_joins.is_empty();
+        // With the next pass's E1 if there is one at once, else now.
+        if self.published && !more {
+            self.publish_now();
+        }
+        more
     }
 
     /// E2: submits what this pass has decided as one batch, and concludes it.
@@ -316,6 +320,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.link.begin_publish(&mut self.publishing);
         self.engine.run(&mut self.publishing);
         let lost = self.link.end_publish(&self.publishing);
+        self.published = false;
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
     }
 

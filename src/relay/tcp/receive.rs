@@ -18,7 +18,7 @@ const HELD_MAX: u32 = 256 << 10;
 /// A guest with less window than this is about to stop: one large segment.
 const SMALL_WINDOW: u32 = 64 << 10;
 
-/// After so many answers that carried the acknowledgement, the next request's one waits for its answer.
+/// After so many turns of question and answer, a question's acknowledgement waits for its answer.
 const PINGPONG_AFTER: u8 = 3;
 
 /// What is to become of a segment's payload.
@@ -71,7 +71,10 @@ pub struct Receive {
     /// What is held out of order, the newest first. Boxed: it is rare, and idle connections are many.
     held: Option<Box<Ranges>>,
     due: Due,
+    /// Turns of question and answer so far, without two questions in a row.
     pingpong: u8,
+    /// The guest has sent data to which nothing was sent back yet.
+    unanswered: bool,
     fin: bool,
     shut_down: bool,
 }
@@ -90,6 +93,7 @@ impl Receive {
             held: None,
             due: Due::No,
             pingpong: 0,
+            unanswered: false,
             fin: false,
             shut_down: false,
         }
@@ -154,6 +158,9 @@ impl Receive {
         self.next = self.next + len;
         let held = self.release();
         self.buffered += len + held;
+        if std::mem::replace(&mut self.unanswered, true) {
+            self.pingpong = 0;
+        }
         let whole = skip + len == segment.len && held == 0;
         if segment.flags.has(Flags::FIN) && whole && segment.seq + segment.len == self.next {
             self.next = self.next + 1;
@@ -246,7 +253,7 @@ impl Receive {
 
     /// A segment with the current acknowledgement and window goes out; `with_data` says whether it carries payload.
     pub fn acknowledgement_sent(&mut self, with_data: bool) {
-        if with_data && self.acknowledged != self.next {
+        if with_data && std::mem::take(&mut self.unanswered) {
             self.pingpong = (self.pingpong + 1).min(PINGPONG_AFTER);
         }
         self.due = Due::No;

@@ -1,5 +1,7 @@
 //! One connection: its state, and what each input means in it.
 
+use std::time::Duration;
+
 use crate::frame::drop_reason::DropReason;
 use crate::frame::tcp::{Flags, SegmentHead, Seq};
 use crate::time::Now;
@@ -79,6 +81,8 @@ pub struct TcpRelay {
     /// A reset that is due to the guest.
     reset: Option<Reset>,
     probe_due: bool,
+    /// The guest has been quiet for a while: what it has is to be discarded, however little.
+    discard_due: bool,
     /// FIN went to the guest before its own came.
     closed_first: bool,
     keep_alive_seen: bool,
@@ -90,6 +94,8 @@ pub struct TcpRelay {
 
 /// Acknowledged bytes are discarded when there are so many: often enough that the peer's window stays open.
 const DISCARD_BYTES: u32 = 64 << 10;
+/// Fewer are discarded once the guest has been quiet for so long, so that an idle connection holds no memory.
+const DISCARD_IDLE: Duration = Duration::from_secs(1);
 
 const NOTHING: Disposition = Disposition::Payload(Payload::Nothing);
 
@@ -153,6 +159,7 @@ impl TcpRelay {
             send: Send::new(isn, window, irs),
             reset: None,
             probe_due: false,
+            discard_due: false,
             closed_first: false,
             keep_alive_seen: false,
             keep_alive_probes: 0,
@@ -538,12 +545,18 @@ impl TcpRelay {
         match self.state {
             // A socket that is reset takes its queue along; one that is closed must have an empty one (RFC 2525, 2.17).
             State::Closed(over) => bytes > 0 && over == Over::Done,
-            _ => bytes >= DISCARD_BYTES || (bytes > 0 && last),
+            _ => bytes >= DISCARD_BYTES || (bytes > 0 && (last || self.discard_due)),
         }
+    }
+
+    /// Acknowledged bytes at the start of the socket's receive queue: a peek walks over them.
+    pub fn discardable(&self) -> u32 {
+        self.send.discardable()
     }
 
     /// Bytes at the start of the socket's receive queue that are acknowledged and to be discarded; counted as gone.
     pub fn take_discard(&mut self) -> u32 {
+        self.discard_due = false;
         self.send.take_discard()
     }
 
@@ -556,7 +569,12 @@ impl TcpRelay {
             State::Answering => Some(self.last_heard + config.retransmit_timeout),
             State::Open => Some(self.keep_alive_at(config)),
         };
-        [own, self.acknowledge_at, self.send.deadline()].into_iter().flatten().min()
+        [own, self.acknowledge_at, self.send.deadline(), self.discard_at()].into_iter().flatten().min()
+    }
+
+    fn discard_at(&self) -> Option<Now> {
+        let waits = self.state == State::Open && !self.discard_due && self.send.discardable() > 0;
+        waits.then(|| self.last_heard + DISCARD_IDLE)
     }
 
     fn keep_alive_at(&self, config: &Config) -> Now {
@@ -574,6 +592,7 @@ impl TcpRelay {
         if matches!(self.state, State::Offering | State::Answering | State::Open) && self.send.expired(now) {
             self.probe_due = true;
         }
+        self.discard_due |= self.discard_at().is_some_and(|at| at <= now);
         match self.state {
             State::TimeWait { until } if until <= now => self.state = State::Closed(Over::Done),
             State::Offering if self.last_heard + config.open_timeout <= now => {

@@ -44,6 +44,8 @@ pub struct HostSide<S> {
     pub keeps_offset: bool,
     /// Where the next peek starts, from the start of the receive queue.
     pub position: u32,
+    /// Peeks since bytes were discarded last.
+    pub peeks: u8,
     /// The peer has closed its direction, or the socket failed: a short read is not the end of what there is to learn.
     pub closed: bool,
 }

@@ -235,7 +235,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let watched =
             self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot }, Interest::Both);
         let Some(stream) = self.streams.get_mut(slot) else { return };
-        stream.host = Some(HostSide { socket, kind, peer, keeps_offset, position: 0, closed: false });
+        stream.host =
+            Some(HostSide { socket, kind, peer, keeps_offset, position: 0, peeks: 0, closed: false });
         if watched.is_err() {
             stream.relay.host_failed();
         }
@@ -277,6 +278,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                         peer: destination,
                         keeps_offset: false,
                         position: 0,
+                        peeks: 0,
                         closed: false,
                     });
                     if watched.is_err() {

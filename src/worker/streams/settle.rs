@@ -24,6 +24,11 @@ use super::{HostKind, Origin, Stream};
 /// Most spaces that one peek fills: 256 KiB.
 const BURST_MAX: u8 = 4;
 
+/// A peek walks over what is not discarded: by so many bytes, or after so many peeks (each may have left a buffer
+/// behind), discarding is cheaper.
+const WALK_BYTES: u32 = 4096;
+const PEEKS_MAX: u8 = 16;
+
 /// A stream that something happened to in this pass.
 pub(in crate::worker) struct Touched {
     slot: Slot,
@@ -146,10 +151,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             touched.send = Some(send.finish());
         }
 
-        let wanted = relay.wanted(&configs[usize::from(v4)]);
-        if relay.wants_discard()
-            || wanted.is_some_and(|wanted| wanted.offset > 0) && relay.send().discardable() > 0
-        {
+        let walks = relay.discardable() > 0 && (host.peeks >= PEEKS_MAX || relay.discardable() >= WALK_BYTES);
+        if relay.wants_discard() || (walks && relay.wanted(&configs[usize::from(v4)]).is_some()) {
+            host.peeks = 0;
             let len = relay.take_discard();
             let operation = match host.kind {
                 HostKind::Tcp => operations.push_discard(fd, len),
@@ -186,6 +190,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             link.space(*space, &mut |piece| peek.piece(piece));
         }
         let operation = peek.finish();
+        host.peeks = host.peeks.saturating_add(1);
         let asked = wanted.len.min(room as u32);
         touched.peek =
             Some(Peek { operation, wanted, asked, skipped, first_space, spaces: spaces.len() - first_space });

@@ -1,0 +1,131 @@
+//! The model engine: carries a worker's operations out on the model kernel, and reports readiness.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::exchange::Waker;
+use crate::host::engine::{Engine, EngineCounts, Event, Interest, Token};
+use crate::io::{Kind, Operations};
+
+use super::kernel::Kernel;
+use super::link::Port;
+use super::stage::Stage;
+
+/// What wakes a worker out of its sleep, seen from outside.
+pub struct Alarm {
+    waker: Arc<Waker>,
+    /// Somebody may have put something into the mailbox since the last look: saves system calls.
+    pub suspected: std::cell::Cell<bool>,
+}
+
+impl Alarm {
+    /// The alarm of a worker with this waker.
+    pub fn new(waker: Arc<Waker>) -> Self {
+        Self { waker, suspected: std::cell::Cell::new(true) }
+    }
+
+    /// Whether the worker's waker was signalled and not cleared.
+    pub fn rings(&self) -> bool {
+        if !self.suspected.get() {
+            return false;
+        }
+        let mut fds = [PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
+        let rings = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        self.suspected.set(rings);
+        rings
+    }
+}
+
+/// The engine of one worker.
+pub struct ModelEngine {
+    id: usize,
+    stage: Rc<Stage>,
+    kernel: Rc<RefCell<Kernel>>,
+    port: Rc<RefCell<Port>>,
+    alarm: Rc<Alarm>,
+    waker_token: Option<Token>,
+    counts: EngineCounts,
+}
+
+impl ModelEngine {
+    /// The engine of the worker with this number, on a kernel and a link.
+    pub fn new(
+        id: usize,
+        stage: Rc<Stage>,
+        kernel: Rc<RefCell<Kernel>>,
+        port: Rc<RefCell<Port>>,
+        alarm: Rc<Alarm>,
+    ) -> Self {
+        Self { id, stage, kernel, port, alarm, waker_token: None, counts: EngineCounts::default() }
+    }
+}
+
+impl Engine for ModelEngine {
+    fn run(&mut self, operations: &mut Operations) {
+        let Operations { list, pieces, messages, .. } = operations;
+        for operation in list {
+            let first = operation.first_piece as usize;
+            let memory = &pieces[first..first + operation.pieces as usize];
+            let message = match operation.kind {
+                Kind::SendDatagram | Kind::ReceiveDatagram => messages.get_mut(operation.extra as usize),
+                _ => None,
+            };
+            let mut kernel = self.kernel.borrow_mut();
+            operation.result = kernel.operate(operation.kind, operation.fd, memory, operation.extra, message);
+            self.counts.operations += 1;
+        }
+    }
+
+    fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        if fd < super::kernel::FIRST_FD {
+            // The only real descriptor that is watched is the mailbox's.
+            self.waker_token = Some(token);
+            return Ok(());
+        }
+        if self.kernel.borrow_mut().watch(self.id, fd, token, interest) {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EBADF))
+        }
+    }
+
+    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.stage.check(fd >= super::kernel::FIRST_LINK_FD, || format!("descriptor {fd} is armed, not the link's"));
+        self.port.borrow_mut().armed = Some(token);
+        Ok(())
+    }
+
+    fn unwatch(&mut self, fd: RawFd, token: Token) {
+        self.kernel.borrow_mut().unwatch(fd, token);
+    }
+
+    fn wait(&mut self, _timeout: Option<Duration>, events: &mut Vec<Event>) {
+        if let Some(token) = self.port.borrow_mut().ring() {
+            events.push(Event { token, readable: true, writable: false, closed: false, failed: false });
+        }
+        if let Some(token) = self.waker_token
+            && self.alarm.rings()
+        {
+            events.push(Event { token, readable: true, writable: false, closed: false, failed: false });
+        }
+        self.kernel.borrow_mut().report(self.id, &mut |token, ready| {
+            events.push(Event {
+                token,
+                readable: ready.readable,
+                writable: ready.writable,
+                closed: ready.closed,
+                failed: ready.failed,
+            });
+        });
+    }
+
+    fn counts(&self) -> EngineCounts {
+        self.counts
+    }
+}

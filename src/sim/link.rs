@@ -1,0 +1,322 @@
+//! The model link: frames whose bytes lie scattered in its memory, bounded room, and a careful account of both.
+//!
+//! Every frame of a batch is released once, before the next batch is received; every space that is reserved is committed
+//! or cancelled once, in the pass in which it was reserved. What a worker does otherwise fails the world.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use crate::frame::checksum::Sum;
+use crate::frame::offload::{Offload, Segmentation};
+use crate::frame::view::{Content, HEAD_LEN, Transport, View};
+use crate::host::engine::Token;
+use crate::io::{Buffers, Operations, Piece};
+use crate::link::{Capabilities, InboundHead, Link, OutboundFrame, Received, Space};
+
+use super::memory::Lent;
+use super::plan::LinkPlan;
+use super::random::Random;
+use super::stage::Stage;
+
+/// A frame outside of the link's memory.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its bytes, from the Ethernet header on.
+    pub bytes: Vec<u8>,
+    /// What its virtio-net header says.
+    pub offload: Offload,
+}
+
+/// The link's far side: what the world puts in and takes out.
+#[derive(Default)]
+pub struct Port {
+    /// Frames from the guest that were not received yet.
+    pub inbox: VecDeque<Frame>,
+    /// Frames to the guest that were published.
+    pub outbox: Vec<Frame>,
+    /// Frames that there is room for.
+    pub room: usize,
+    /// The guest offers no room for now.
+    pub stalled: bool,
+    /// The worker is to be told of frames.
+    pub armed: Option<Token>,
+    /// The link is gone.
+    pub closed: bool,
+}
+
+impl Port {
+    /// The token of a report that is due: frames are there and the link is armed. It is reported once.
+    pub fn ring(&mut self) -> Option<Token> {
+        if self.inbox.is_empty() { None } else { self.armed.take() }
+    }
+
+    /// Whether a report is due.
+    pub fn rings(&self) -> bool {
+        !self.inbox.is_empty() && self.armed.is_some()
+    }
+}
+
+/// Longest payload of a frame to the guest, and longest frame from it.
+const FRAME_MAX: usize = 65_535 + 14;
+/// Bytes of a slot that lie between its pieces.
+const GAPS: usize = 512;
+/// Pieces of a scattered frame at the most.
+const PIECES: usize = 12;
+
+/// One frame of the batch.
+struct Batched {
+    head: Vec<u8>,
+    len: usize,
+    offload: Offload,
+    /// Its pieces in order.
+    pieces: Vec<Piece>,
+}
+
+enum Slot {
+    Free,
+    Reserved { capacity: usize, head_len: usize, pieces: Vec<Piece> },
+    Committed,
+}
+
+/// The link of one worker.
+pub struct ModelLink {
+    fd: RawFd,
+    stage: Rc<Stage>,
+    plan: LinkPlan,
+    capabilities: Capabilities,
+    port: Rc<RefCell<Port>>,
+    random: Random,
+    outbound: Buffers,
+    batch: Vec<Batched>,
+    inbound: Buffers,
+    slots: Vec<Slot>,
+    committed: Vec<(usize, Frame)>,
+}
+
+impl ModelLink {
+    /// A link with this descriptor, whose far side is `port`.
+    pub fn new(
+        fd: RawFd,
+        stage: Rc<Stage>,
+        plan: LinkPlan,
+        capabilities: Capabilities,
+        port: Rc<RefCell<Port>>,
+        random: Random,
+    ) -> Self {
+        let outbound = Buffers::new(plan.batch, FRAME_MAX + GAPS);
+        let inbound = Buffers::new(plan.ring, FRAME_MAX + GAPS);
+        let mut memory = stage.memory.borrow_mut();
+        memory.add_arena(&outbound);
+        memory.add_arena(&inbound);
+        drop(memory);
+        let slots = (0..plan.ring).map(|_| Slot::Free).collect();
+        let (batch, committed) = (Vec::new(), Vec::new());
+        Self { fd, stage, plan, capabilities, port, random, outbound, batch, inbound, slots, committed }
+    }
+
+    /// Cuts `len` bytes of a slot into pieces with gaps between them, in any order.
+    fn scatter(random: &mut Random, plan: LinkPlan, slot: Piece, len: usize) -> Vec<Piece> {
+        if !random.chance(plan.scattered) || len < 2 {
+            return vec![slot.part(random.below(64) as usize, len)];
+        }
+        let mut lens = Vec::new();
+        let mut rest = len;
+        while rest > 0 && lens.len() < PIECES - 1 {
+            let most = if random.chance(300_000) { 8 } else { rest as u64 };
+            let part = (random.spread(most) as usize).min(rest);
+            lens.push(part);
+            rest -= part;
+        }
+        if rest > 0 {
+            lens.push(rest);
+        }
+        // The pieces lie in the slot from its end to its start.
+        let mut end = slot.len();
+        lens.iter()
+            .map(|len| {
+                end -= len + random.below(GAPS as u64 / PIECES as u64) as usize;
+                slot.part(end, *len)
+            })
+            .collect()
+    }
+
+    /// How many spaces are reserved at this moment.
+    pub fn reserved(&self) -> usize {
+        self.slots.iter().filter(|slot| matches!(slot, Slot::Reserved { .. })).count()
+    }
+
+    /// Completes the checksum of a frame, as the one place does for a link that does not offload.
+    fn complete(frame: &mut Frame, transport_start: usize, checksum_offset: usize) {
+        let at = transport_start + checksum_offset;
+        let value = Sum::default().add(&frame.bytes[transport_start..]).finish();
+        frame.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+        frame.offload.checksum_partial = false;
+    }
+
+    /// Writes a TCP segment to the guest into the books.
+    fn note_segment(&self, frame: &Frame) {
+        let Ok(View { content: Content::Ip(packet), .. }) = View::parse(&frame.bytes, frame.bytes.len()) else { return };
+        if let Transport::Tcp(tcp) = packet.transport {
+            let guest = crate::frame::address::Endpoint { address: packet.ip.destination, port: tcp.destination_port };
+            let remote = crate::frame::address::Endpoint { address: packet.ip.source, port: tcp.source_port };
+            let payload = &frame.bytes[packet.transport_start + tcp.header_len..];
+            let mut books = self.stage.books.borrow_mut();
+            let right = books.segment_to_guest((guest, remote), &tcp.segment, payload, &self.stage.pattern);
+            drop(books);
+            self.stage.expect(right);
+        }
+    }
+}
+
+impl Link for ModelLink {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn ready_fd(&self) -> RawFd {
+        self.fd
+    }
+
+    fn begin_receive(&mut self, _operations: &mut Operations) {
+        self.stage.check(self.batch.is_empty(), || "a batch is received before the last one was released".into());
+    }
+
+    fn end_receive(&mut self, _operations: &Operations) -> Received {
+        let mut port = self.port.borrow_mut();
+        let ask = self.random.within((1, self.plan.batch as u64)) as usize;
+        while self.batch.len() < ask {
+            let Some(frame) = port.inbox.pop_front() else { break };
+            let slot = self.outbound.piece(self.batch.len());
+            let pieces = Self::scatter(&mut self.random, self.plan, slot, frame.bytes.len());
+            let mut memory = self.stage.memory.borrow_mut();
+            let mut at = 0;
+            for piece in &pieces {
+                at += piece.copy_from(&frame.bytes[at..]);
+                memory.lend(piece, Lent::Payload);
+            }
+            let head_len = (HEAD_LEN + self.random.below(64) as usize).min(frame.bytes.len());
+            let head = frame.bytes[..head_len].to_vec();
+            self.batch.push(Batched { head, len: frame.bytes.len(), offload: frame.offload, pieces });
+        }
+        Received { frames: self.batch.len(), empty: self.batch.len() < ask }
+    }
+
+    fn frame(&self, index: usize) -> Option<OutboundFrame<'_>> {
+        let Batched { head, len, offload, .. } = self.batch.get(index)?;
+        Some(OutboundFrame { head, len: *len, offload: Ok(*offload) })
+    }
+
+    fn payload(&self, index: usize, from: usize, len: usize, take: &mut dyn FnMut(Piece)) {
+        let Some(frame) = self.batch.get(index) else {
+            self.stage.fail(format!("frame {index} of a batch of {} is asked for", self.batch.len()));
+            return;
+        };
+        self.stage.check(from + len <= frame.len, || format!("bytes {from}+{len} of a frame of {}", frame.len));
+        let (mut skip, mut rest) = (from, len);
+        for piece in &frame.pieces {
+            let skipped = skip.min(piece.len());
+            skip -= skipped;
+            let part = piece.part(skipped, rest);
+            rest -= part.len();
+            if !part.is_empty() {
+                take(part);
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        let mut memory = self.stage.memory.borrow_mut();
+        for frame in self.batch.drain(..) {
+            frame.pieces.iter().for_each(|piece| memory.take_back(piece));
+        }
+    }
+
+    fn reserve(&mut self, head_len: usize, payload_len: usize) -> Option<Space> {
+        let mut port = self.port.borrow_mut();
+        if port.stalled || port.room == 0 {
+            return None;
+        }
+        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
+        port.room -= 1;
+        let capacity = payload_len.min(FRAME_MAX);
+        let pieces = Self::scatter(&mut self.random, self.plan, self.inbound.piece(index), capacity);
+        let mut memory = self.stage.memory.borrow_mut();
+        pieces.iter().for_each(|piece| memory.lend(piece, Lent::Space));
+        self.slots[index] = Slot::Reserved { capacity, head_len, pieces };
+        Some(Space { index: index as u32, capacity })
+    }
+
+    fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
+        match self.slots.get(space.index as usize) {
+            Some(Slot::Reserved { pieces, .. }) => pieces.iter().for_each(|piece| take(*piece)),
+            _ => self.stage.fail("a space is written to that is not reserved"),
+        }
+    }
+
+    fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
+        let index = space.index as usize;
+        let slot = std::mem::replace(&mut self.slots[index], Slot::Committed);
+        let Slot::Reserved { capacity, head_len, pieces } = slot else {
+            self.stage.fail("a space is committed that is not reserved");
+            return;
+        };
+        let fits = payload_len <= capacity && head.bytes.len() <= head_len;
+        self.stage.check(fits, || format!("{payload_len} bytes are committed in a space of {capacity}"));
+        let mut frame = Frame { bytes: head.bytes.to_vec(), offload: head.offload };
+        let mut rest = payload_len;
+        let mut memory = self.stage.memory.borrow_mut();
+        for piece in &pieces {
+            memory.take_back(piece);
+            let part = piece.part(0, rest);
+            rest -= part.len();
+            part.copy_to(&mut frame.bytes);
+        }
+        drop(memory);
+        let allowed = match frame.offload.segmentation {
+            Segmentation::None => true,
+            Segmentation::Tcp { .. } => self.capabilities.tcp_segmentation,
+            Segmentation::Udp { .. } => self.capabilities.udp_segmentation,
+        };
+        self.stage.check(allowed, || format!("{:?} on a link that does not take it", frame.offload.segmentation));
+        self.note_segment(&frame);
+        if frame.offload.checksum_partial && !self.capabilities.tcp_segmentation {
+            Self::complete(&mut frame, head.head.transport_start, head.head.checksum_offset);
+        }
+        self.committed.push((index, frame));
+    }
+
+    fn cancel(&mut self, space: Space) {
+        let slot = std::mem::replace(&mut self.slots[space.index as usize], Slot::Free);
+        let Slot::Reserved { pieces, .. } = slot else {
+            self.stage.fail("a space is cancelled that is not reserved");
+            return;
+        };
+        let mut memory = self.stage.memory.borrow_mut();
+        pieces.iter().for_each(|piece| memory.take_back(piece));
+        self.port.borrow_mut().room += 1;
+    }
+
+    fn begin_publish(&mut self, _operations: &mut Operations) {}
+
+    fn end_publish(&mut self, _operations: &Operations) -> usize {
+        let mut port = self.port.borrow_mut();
+        let mut lost = 0;
+        for (index, frame) in self.committed.drain(..) {
+            self.slots[index] = Slot::Free;
+            if self.random.chance(self.plan.refused) {
+                lost += 1;
+                port.room += 1;
+            } else {
+                port.outbox.push(frame);
+            }
+        }
+        lost
+    }
+
+    fn is_closed(&self) -> bool {
+        self.port.borrow().closed
+    }
+}
+
