@@ -46,7 +46,9 @@ pub struct Send {
     after_timeout: bool,
     /// The host socket may have bytes beyond `max`.
     readable: bool,
-    timed: Option<(Seq, Now)>,
+    /// The end of the segment whose round trip is timed, and when it was sent; that is zero while none is timed.
+    timed: Seq,
+    timed_since: Now,
     pub(super) timer: RetransmitTimer,
     /// When the oldest unacknowledged byte, or the window probe, is due again.
     deadline: Option<Now>,
@@ -80,7 +82,8 @@ impl Send {
             duplicates: 0,
             after_timeout: false,
             readable: false,
-            timed: None,
+            timed: isn,
+            timed_since: Now(0),
             timer: RetransmitTimer::default(),
             deadline: None,
         }
@@ -196,11 +199,9 @@ impl Send {
         self.duplicates = 0;
         self.after_timeout = false;
         self.timer.progress();
-        if let Some((seq, sent)) = self.timed
-            && !ack.before(seq)
-        {
-            self.timer.sample(now - sent);
-            self.timed = None;
+        if self.timed_since != Now(0) && !ack.before(self.timed) {
+            self.timer.sample(now - self.timed_since);
+            self.timed_since = Now(0);
         }
         if let Some(recover) = self.recover {
             if ack.before(recover) {
@@ -254,7 +255,7 @@ impl Send {
         if self.recover.is_none() && !self.after_timeout && (self.duplicates >= 3 || sack_says) {
             self.recover = Some(self.max);
             self.repeated = self.una;
-            self.timed = None;
+            self.timed_since = Now(0);
         }
     }
 
@@ -322,8 +323,8 @@ impl Send {
             self.next = self.next.max(end);
         }
         if self.max.before(end) {
-            if self.timed.is_none() && self.max == seq {
-                self.timed = Some((end, now));
+            if self.timed_since == Now(0) && self.max == seq {
+                (self.timed, self.timed_since) = (end, now);
             }
             self.max = end;
         }
@@ -371,7 +372,7 @@ impl Send {
         }
         // RFC 6298, 5.4: from the oldest unacknowledged byte on; by Karn's rule no sample comes from it.
         self.rewind();
-        self.timed = None;
+        self.timed_since = Now(0);
         self.recover = None;
         self.sacked = None;
         self.duplicates = 0;
