@@ -337,7 +337,7 @@ impl Node {
 
     /// Counters of all threads, as lines of text.
     pub fn report(&self) -> String {
-        counters::report(self.counters.iter().map(AsRef::as_ref))
+        counters::report(&self.counters.iter().map(AsRef::as_ref))
     }
 
     /// Resets every connection and ends the threads.

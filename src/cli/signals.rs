@@ -33,7 +33,9 @@ impl Signals {
     /// Blocks the signals for this thread and all that it starts.
     pub fn take() -> io::Result<Self> {
         let mut mask = SigSet::empty();
-        TAKEN.into_iter().for_each(|signal| mask.add(signal));
+        for signal in TAKEN {
+            mask.add(signal);
+        }
         mask.thread_block()?;
         Ok(Self(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
     }

@@ -62,7 +62,7 @@ fn ip(out: &mut [u8], route: &Route, protocol: u8, payload_len: usize, fragment:
         header[10..12].fill(0);
         header[12..16].copy_from_slice(&ip.source.v4_octets());
         header[16..20].copy_from_slice(&ip.destination.v4_octets());
-        let sum = Sum::default().add(header).finish();
+        let sum = Sum::default().with(header).finish();
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         return ETHERNET_LEN + 20;
     }
@@ -98,7 +98,7 @@ fn place_checksum(
     let transport_len = head.len - head.transport_start + payload_len;
     let mut sum = checksum::pseudo_header(route.ip.source, route.ip.destination, protocol, transport_len);
     if !partial {
-        sum = sum.add(&out[head.transport_start..head.len]);
+        sum = sum.with(&out[head.transport_start..head.len]);
     }
     let at = head.transport_start + head.checksum_offset;
     out[at..at + 2].copy_from_slice(&sum.partial().to_be_bytes());
@@ -139,8 +139,8 @@ pub fn udp(out: &mut [u8], route: &Route, source: u16, destination: u16, len: us
 /// last must be of even length.
 pub fn finish_checksum<'p>(out: &mut [u8], head: Head, payload: impl Iterator<Item = &'p [u8]>) {
     let at = head.transport_start + head.checksum_offset;
-    let sum = Sum::default().add(&out[at..at + 2]);
-    let value = payload.fold(sum, Sum::add).finish();
+    let sum = Sum::default().with(&out[at..at + 2]);
+    let value = payload.fold(sum, Sum::with).finish();
     // RFC 768: a UDP checksum of zero is sent as all ones. To TCP and ICMP both are the same number.
     out[at..at + 2].copy_from_slice(&if value == 0 { 0xffff } else { value }.to_be_bytes());
 }
@@ -160,7 +160,7 @@ pub fn icmp(out: &mut [u8], route: &Route, message: &[u8]) -> usize {
         // RFC 4443, 2.3: ICMPv6 sums the pseudo-header, ICMP does not.
         checksum::pseudo_header(route.ip.source, route.ip.destination, protocol, message.len())
     };
-    let sum = sum.add(body).finish();
+    let sum = sum.with(body).finish();
     body[2..4].copy_from_slice(&sum.to_be_bytes());
     start + message.len()
 }

@@ -23,8 +23,9 @@ impl Sum {
         !self.partial()
     }
 
-    /// Adds bytes; an odd last byte is padded with zero.
-    pub fn add(mut self, bytes: &[u8]) -> Self {
+    /// With bytes added; an odd last byte is padded with zero.
+    #[must_use]
+    pub fn with(mut self, bytes: &[u8]) -> Self {
         let mut words = bytes.chunks_exact(8);
         let mut sum: u64 = 0;
         for word in &mut words {
@@ -46,8 +47,9 @@ impl Sum {
         self
     }
 
-    /// Adds a 16-bit word in host order.
-    pub fn add_word(mut self, word: u16) -> Self {
+    /// With a 16-bit word, in host order, added.
+    #[must_use]
+    pub fn with_word(mut self, word: u16) -> Self {
         self.0 += u64::from(word);
         self
     }
@@ -56,11 +58,11 @@ impl Sum {
 /// The sum of the pseudo-header for `length` bytes of the upper layer, header included.
 pub fn pseudo_header(source: Address, destination: Address, protocol: u8, length: usize) -> Sum {
     let sum = if source.is_v4() {
-        Sum::default().add(&source.v4_octets()).add(&destination.v4_octets())
+        Sum::default().with(&source.v4_octets()).with(&destination.v4_octets())
     } else {
-        Sum::default().add(&source.octets()).add(&destination.octets())
+        Sum::default().with(&source.octets()).with(&destination.octets())
     };
-    sum.add_word((length >> 16) as u16).add_word(length as u16).add_word(u16::from(protocol))
+    sum.with_word((length >> 16) as u16).with_word(length as u16).with_word(u16::from(protocol))
 }
 
 #[cfg(test)]
@@ -70,7 +72,7 @@ mod tests {
     /// RFC 1071, section 3: the worked example.
     #[test]
     fn the_rfc_example_sums_to_ddf2() {
-        let sum = Sum::default().add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        let sum = Sum::default().with(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
         assert_eq!(sum.partial(), 0xddf2);
         assert_eq!(sum.finish(), !0xddf2);
     }
@@ -83,7 +85,7 @@ mod tests {
                 sum + (u64::from(pair[0]) << 8) + u64::from(*pair.get(1).unwrap_or(&0))
             });
             assert_eq!(
-                Sum::default().add(&bytes[..length]).partial(),
+                Sum::default().with(&bytes[..length]).partial(),
                 Sum(plain).partial(),
                 "length {length}"
             );
@@ -96,8 +98,8 @@ mod tests {
             0x45, 0, 0, 0x3c, 0x1c, 0x46, 0x40, 0, 0x40, 6, 0, 0, 0xac, 0x10, 0x0a, 0x63, 0xac, 0x10, 0x0a,
             0x0c,
         ];
-        let checksum = Sum::default().add(&header).finish();
+        let checksum = Sum::default().with(&header).finish();
         header[10..12].copy_from_slice(&checksum.to_be_bytes());
-        assert_eq!(Sum::default().add(&header).partial(), 0xffff);
+        assert_eq!(Sum::default().with(&header).partial(), 0xffff);
     }
 }

@@ -116,7 +116,7 @@ pub fn write_error(out: &mut [u8], error: IcmpError, quoted: &Quoted<'_>) -> usi
         inner[9] = quoted.protocol;
         inner[12..16].copy_from_slice(&quoted.ip.source.v4_octets());
         inner[16..20].copy_from_slice(&quoted.ip.destination.v4_octets());
-        let sum = super::checksum::Sum::default().add(&inner[..20]).finish();
+        let sum = super::checksum::Sum::default().with(&inner[..20]).finish();
         inner[10..12].copy_from_slice(&sum.to_be_bytes());
         20
     } else {

@@ -28,11 +28,13 @@ impl Seq {
     }
 
     /// The later of two.
+    #[must_use]
     pub fn max(self, other: Seq) -> Seq {
         if self.before(other) { other } else { self }
     }
 
     /// The earlier of two.
+    #[must_use]
     pub fn min(self, other: Seq) -> Seq {
         if self.before(other) { self } else { other }
     }

@@ -142,7 +142,7 @@ fn parse_v4(head: &[u8], frame_len: usize) -> Result<Packet<'_>, DropReason> {
         return Err(DropReason::Truncated);
     }
     let transport_len = total_len.checked_sub(header_len).ok_or(DropReason::Malformed)?;
-    if checksum::Sum::default().add(header.slice()).partial() != 0xffff {
+    if checksum::Sum::default().with(header.slice()).partial() != 0xffff {
         return Err(DropReason::Checksum);
     }
     let ip = IpHead {

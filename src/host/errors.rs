@@ -135,6 +135,7 @@ pub fn take_queued(fd: RawFd) -> Option<QueuedError> {
             let v4 = head.cmsg_level == libc::IPPROTO_IP && head.cmsg_type == libc::IP_RECVERR;
             let v6 = head.cmsg_level == libc::IPPROTO_IPV6 && head.cmsg_type == libc::IPV6_RECVERR;
             if v4 || v6 {
+                #[expect(clippy::cast_ptr_alignment, reason = "both are read unaligned")]
                 // SAFETY: the kernel puts a sock_extended_err there, and behind it the offender's address; the
                 // control buffer is larger than both, so reading a whole sockaddr_storage stays inside it.
                 let (error, offender) = unsafe {

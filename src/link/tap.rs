@@ -105,8 +105,8 @@ impl Link for Tap {
         }
         let frames = self.lengths.len();
         let empty = frames < self.ask;
-        if frames > 0 {
-            self.mean_len = self.mean_len - self.mean_len / 4 + bytes / frames / 4;
+        if let Some(mean) = bytes.checked_div(frames) {
+            self.mean_len = self.mean_len - self.mean_len / 4 + mean / 4;
         }
         let most = (BATCH_BYTES / self.mean_len.max(1)).clamp(4, BATCH);
         self.ask = if empty { (frames + 1).min(most) } else { (self.ask * 2).min(most) };

@@ -153,7 +153,7 @@ impl Helper<'_> {
             if from_children {
                 while children.read_signal()?.is_some() {}
                 if let Some(status) = self.reap() {
-                    self.end_descendants();
+                    Self::end_descendants();
                     let _ = self.channel.report(&FromHelper::Exited(status), &[]);
                     return Ok(0);
                 }
@@ -166,7 +166,7 @@ impl Helper<'_> {
             }
             if from_hythe {
                 let Some(message) = self.channel.receive_from_hythe()? else {
-                    self.end_descendants();
+                    Self::end_descendants();
                     return Ok(0);
                 };
                 self.obey(&message)?;
@@ -221,7 +221,7 @@ impl Helper<'_> {
     }
 
     /// Ends whatever the command has left behind: children of this process, since it is their reaper, and then theirs.
-    fn end_descendants(&self) {
+    fn end_descendants() {
         loop {
             for child in children_of_this_process() {
                 // The number cannot have been given to another process: it is ours to wait for.

@@ -1,5 +1,6 @@
 //! Counters by cause. Each worker has its own set and is the only one to write it; anybody may read.
 
+use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frame::drop_reason::DropReason;
@@ -115,17 +116,21 @@ impl Counters {
 }
 
 /// The sums over several sets, as lines `name value`, zeroes left out.
-pub fn report<'c>(sets: impl Iterator<Item = &'c Counters> + Clone) -> String {
-    let metrics =
-        Metric::ALL.iter().map(|m| (m.name().to_string(), sets.clone().map(|s| s.metric(*m)).sum::<u64>()));
-    let drops = DropReason::ALL
-        .iter()
-        .map(|r| (format!("dropped_{}", r.name()), sets.clone().map(|s| s.dropped(*r)).sum::<u64>()));
-    metrics
-        .chain(drops)
-        .filter(|(_, value)| *value > 0)
-        .map(|(name, value)| format!("{name} {value}\n"))
-        .collect()
+pub fn report<'c>(sets: &(impl Iterator<Item = &'c Counters> + Clone)) -> String {
+    let mut lines = String::new();
+    let mut line = |prefix, name, value| {
+        if value > 0 {
+            // Writing to a string cannot fail.
+            let _ = writeln!(lines, "{prefix}{name} {value}");
+        }
+    };
+    for metric in Metric::ALL {
+        line("", metric.name(), sets.clone().map(|set| set.metric(*metric)).sum::<u64>());
+    }
+    for reason in DropReason::ALL {
+        line("dropped_", reason.name(), sets.clone().map(|set| set.dropped(*reason)).sum::<u64>());
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -138,6 +143,6 @@ mod tests {
         sets[0].count_drop(DropReason::Martian);
         sets[1].count_drop(DropReason::Martian);
         sets[1].add(Metric::FramesIn, 5);
-        assert_eq!(report(sets.iter()), "frames_in 5\ndropped_martian 2\n");
+        assert_eq!(report(&sets.iter()), "frames_in 5\ndropped_martian 2\n");
     }
 }

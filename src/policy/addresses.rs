@@ -143,8 +143,14 @@ fn is_directed_broadcast(family: &Family, destination: Address) -> bool {
 
 /// The link-local address of a MAC: fe80::/64 and the modified EUI-64.
 pub fn link_local(mac: Mac) -> Address {
-    let [a, b, c, d, e, f] = mac.0;
-    Address::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    let mac = mac.0;
+    let mut octets = [0; 16];
+    octets[..2].copy_from_slice(&[0xfe, 0x80]);
+    octets[8..11].copy_from_slice(&mac[..3]);
+    octets[11..13].copy_from_slice(&[0xff, 0xfe]);
+    octets[13..].copy_from_slice(&mac[3..]);
+    octets[8] ^= 2;
+    Address::v6(octets)
 }
 
 /// The default subnet of IPv4.

@@ -99,7 +99,7 @@ impl DatagramSocket {
         if len > 65_507 || (size < len && len.div_ceil(size) > 64) {
             return Err(libc::EMSGSIZE);
         }
-        if self.echo == Some(EchoKind::Raw) && self.local.address.is_v4() && Sum::default().add(&bytes).partial() != 0xffff
+        if self.echo == Some(EchoKind::Raw) && self.local.address.is_v4() && Sum::default().with(&bytes).partial() != 0xffff
         {
             // The kernel would send it all the same; nobody would answer.
             return Ok((len, Vec::new()));

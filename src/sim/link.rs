@@ -150,7 +150,7 @@ impl ModelLink {
     /// Completes the checksum of a frame, as the one place does for a link that does not offload.
     fn complete(frame: &mut Frame, transport_start: usize, checksum_offset: usize) {
         let at = transport_start + checksum_offset;
-        let value = Sum::default().add(&frame.bytes[transport_start..]).finish();
+        let value = Sum::default().with(&frame.bytes[transport_start..]).finish();
         frame.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
         frame.offload.checksum_partial = false;
     }

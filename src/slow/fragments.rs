@@ -240,7 +240,7 @@ mod tests {
             let Transport::Udp(udp) = packet.transport else { panic!("{packet:?}") };
             assert_eq!((udp.source_port, udp.destination_port, udp.len), (1000, 2000, 5000));
             let pseudo = pseudo_header(packet.ip.source, packet.ip.destination, UDP, packet.transport_len);
-            assert_eq!(pseudo.add(&bytes[packet.transport_start..]).partial(), 0xffff);
+            assert_eq!(pseudo.with(&bytes[packet.transport_start..]).partial(), 0xffff);
             assert_eq!(fragments.deadline(), None);
         }
     }
@@ -313,7 +313,7 @@ mod tests {
             let mut frame = first.clone();
             frame[ETHERNET_LEN + 4..ETHERNET_LEN + 6].copy_from_slice(&id.to_be_bytes());
             frame[ETHERNET_LEN + 10..ETHERNET_LEN + 12].fill(0);
-            let sum = Sum::default().add(&frame[ETHERNET_LEN..ETHERNET_LEN + 20]).finish();
+            let sum = Sum::default().with(&frame[ETHERNET_LEN..ETHERNET_LEN + 20]).finish();
             frame[ETHERNET_LEN + 10..ETHERNET_LEN + 12].copy_from_slice(&sum.to_be_bytes());
             told += take(&mut fragments, &frame, Now(0)).to_guest.len();
         }

@@ -344,7 +344,7 @@ pub(super) mod tests {
         } else {
             checksum::pseudo_header(packet.ip.source, packet.ip.destination, 58, message.len())
         };
-        sum.add(message).partial() == 0xffff
+        sum.with(message).partial() == 0xffff
     }
 
     fn config() -> RouterConfig {

@@ -139,7 +139,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return Err(DropReason::SourceMac);
         }
         let packet = match view.content {
-            Content::Arp(_) => return self.to_slow_path(reference, len),
+            Content::Arp(_) => return self.give_to_slow_path(reference, len),
             Content::Ip(packet) => packet,
         };
         if packet.ip.hop_limit == 0 {
@@ -153,14 +153,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 .segment_from_guest(&Arrived { frame: reference, ip: summary.ip, tcp, payload_start }, now);
         }
         let other = Other::of(&packet);
-        self.route_other(reference, &summary, other, offload, now)
+        self.route_other(reference, &summary, &other, offload, now)
     }
 
     fn route_other(
         &mut self,
         reference: FrameRef,
         packet: &PacketSummary,
-        other: Other,
+        other: &Other,
         offload: Offload,
         now: Now,
     ) -> Result<(), DropReason> {
@@ -173,31 +173,31 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     self.verify_checksum(reference, packet, UDP, offload)?;
                 }
                 if matches!((udp.destination_port, v4), (DHCP_SERVER, true) | (DHCPV6_SERVER, false)) {
-                    return self.to_slow_path(reference, end);
+                    return self.give_to_slow_path(reference, end);
                 }
                 if udp.destination_port == DNS && self.is_gateway(destination) {
                     self.check_source(packet)?;
-                    return self.to_slow_path(reference, end);
+                    return self.give_to_slow_path(reference, end);
                 }
-                let result = self.udp_from_guest(reference, packet, &udp, offload.segmentation, now);
+                let result = self.udp_from_guest(reference, packet, udp, offload.segmentation, now);
                 self.answer_refusal(reference, packet, UDP, result)
             }
             Other::Echo(echo) => {
                 self.verify_checksum(reference, packet, if v4 { ICMP } else { ICMPV6 }, offload)?;
                 if self.is_gateway(destination) {
                     self.check_source(packet)?;
-                    return self.to_slow_path(reference, end);
+                    return self.give_to_slow_path(reference, end);
                 }
-                let result = self.echo_from_guest(reference, packet, echo, now);
+                let result = self.echo_from_guest(reference, packet, *echo, now);
                 self.answer_refusal(reference, packet, if v4 { ICMP } else { ICMPV6 }, result)
             }
             Other::Neighbour => {
                 self.verify_checksum(reference, packet, ICMPV6, offload)?;
-                self.to_slow_path(reference, end)
+                self.give_to_slow_path(reference, end)
             }
             Other::Fragment => {
                 self.check_source(packet)?;
-                self.to_slow_path(reference, end)
+                self.give_to_slow_path(reference, end)
             }
             Other::Icmp => Err(DropReason::IcmpType),
             Other::Protocol => {
@@ -253,7 +253,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             ICMP => Sum::default(),
             _ => checksum::pseudo_header(packet.ip.source, packet.ip.destination, protocol, bytes.len()),
         };
-        if pseudo.add(&bytes).partial() == 0xffff { Ok(()) } else { Err(DropReason::Checksum) }
+        if pseudo.with(&bytes).partial() == 0xffff { Ok(()) } else { Err(DropReason::Checksum) }
     }
 
     fn frame(&self, frame: FrameRef) -> Option<OutboundFrame<'_>> {
@@ -285,7 +285,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Copies a frame to the slow path.
-    fn to_slow_path(&mut self, reference: FrameRef, len: usize) -> Result<(), DropReason> {
+    fn give_to_slow_path(&mut self, reference: FrameRef, len: usize) -> Result<(), DropReason> {
         let mail = ToSlow::Frame { worker: self.id, frame: self.copy_of(reference, 0, len) };
         self.slow.put(mail).map_err(|_| DropReason::SlowPathFull)
     }

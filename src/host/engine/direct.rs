@@ -41,7 +41,7 @@ pub(super) fn header(pieces: &[Piece], message: Option<&mut Message>) -> libc::m
 /// Takes what the kernel wrote into a header back into its message.
 pub(super) fn take_header(message: &mut Message, header: &libc::msghdr) {
     message.name_len = header.msg_namelen;
-    message.control_len = header.msg_controllen as usize;
+    message.control_len = header.msg_controllen;
     message.flags = header.msg_flags;
 }
 

@@ -214,10 +214,11 @@ impl Uring {
         while done < total {
             // At most one queue full at a time, so that `push` never has to reap results itself.
             let room = self.ring.params().sq_entries() as usize - self.ring.submission().len();
-            for index in pushed..total.min(pushed + room) {
+            let end = total.min(pushed + room);
+            for index in pushed..end {
                 self.push_operation(operations, index);
-                pushed = index + 1;
             }
+            pushed = end;
             self.counts.system_calls += 1;
             if let Err(error) = self.ring.submit_and_wait(pushed - done) {
                 debug_assert!(is_passing(&error), "io_uring_enter: {error}");

@@ -87,7 +87,7 @@ impl Config {
             acknowledgement_delay: Duration::from_millis(1),
             open_timeout: Duration::from_secs(30),
             retransmit_timeout: Duration::from_secs(100),
-            keep_alive_idle: Duration::from_secs(2 * 3600 + 240),
+            keep_alive_idle: Duration::from_mins(2 * 60 + 4),
             keep_alive_interval: Duration::from_secs(75),
             keep_alive_probes: 9,
             time_wait: Duration::from_secs(2),

@@ -599,7 +599,7 @@ impl TcpRelay {
                 self.give_up(Over::GuestSilent);
             }
             State::Answering if self.last_heard + config.retransmit_timeout <= now => {
-                self.give_up(Over::GuestGone)
+                self.give_up(Over::GuestGone);
             }
             State::Open => {
                 let silent = self.last_heard + config.retransmit_timeout <= now;

@@ -153,10 +153,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 let reply =
                     header.and_then(|header| icmp::parse_echo_reply(header, v4)).filter(|echo| echo.id == id);
                 let Some(reply) = reply else { return Err(DropReason::IcmpType) };
-                self.echo_to_guest(one.space, &key, &route, reply.sequence, len - head_len)
+                self.echo_to_guest(one.space, &key, &route, reply.sequence, len - head_len);
             }
             _ => self.udp_to_guest(one.space, &key, &route, len, told.segment),
         }
+        Ok(())
     }
 
     /// The flow of a peer, begun if the peer may: as the guest's own correspondent, or as a client of a published port.
@@ -234,14 +235,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         Err(DropReason::FlowBudget)
     }
 
-    fn udp_to_guest(
-        &mut self,
-        space: Space,
-        key: &FlowKey,
-        route: &Route,
-        len: usize,
-        segment: Option<u16>,
-    ) -> Result<(), DropReason> {
+    fn udp_to_guest(&mut self, space: Space, key: &FlowKey, route: &Route, len: usize, segment: Option<u16>) {
         let capabilities = self.link.capabilities();
         let headers = if route.ip.source.is_v4() { 28 } else { 48 };
         let fits = |len: usize| len + headers <= capabilities.mtu as usize;
@@ -259,21 +253,26 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             }
             _ => {
                 // Datagram by datagram, each whole or in fragments: copies, for what no guest of this link takes whole.
-                let mut payload = Vec::with_capacity(len);
-                let mut rest = len;
-                self.link.space(space, &mut |piece| {
-                    let piece = piece.part(0, rest);
-                    rest -= piece.len();
-                    piece.copy_to(&mut payload);
-                });
-                self.link.cancel(space);
+                let payload = self.take_out(space, len);
                 for datagram in payload.chunks(segment.unwrap_or(len).max(1)) {
                     self.counters.add(Metric::DatagramsIn, 1);
                     self.copy_udp(key, route, datagram);
                 }
             }
         }
-        Ok(())
+    }
+
+    /// Copies the first bytes of a space out and gives it back unused.
+    fn take_out(&mut self, space: Space, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len);
+        let mut rest = len;
+        self.link.space(space, &mut |piece| {
+            let piece = piece.part(0, rest);
+            rest -= piece.len();
+            piece.copy_to(&mut bytes);
+        });
+        self.link.cancel(space);
+        bytes
     }
 
     fn commit_udp(
@@ -308,28 +307,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
-    fn echo_to_guest(
-        &mut self,
-        space: Space,
-        key: &FlowKey,
-        route: &Route,
-        sequence: u16,
-        len: usize,
-    ) -> Result<(), DropReason> {
+    fn echo_to_guest(&mut self, space: Space, key: &FlowKey, route: &Route, sequence: u16, len: usize) {
         let v4 = route.ip.source.is_v4();
         let mut message = icmp::echo_reply(v4, icmp::Echo { id: key.guest.port, sequence }).to_vec();
-        let mut rest = len;
-        self.link.space(space, &mut |piece| {
-            let piece = piece.part(0, rest);
-            rest -= piece.len();
-            piece.copy_to(&mut message);
-        });
-        self.link.cancel(space);
+        message.extend(self.take_out(space, len));
         let mut frame = vec![0; ETHERNET_LEN + 40 + message.len()];
         let len = build::icmp(&mut frame, route, &message);
         self.counters.add(Metric::DatagramsIn, 1);
         self.send_in_fragments(&frame[..len], route, if v4 { 1 } else { 58 });
-        Ok(())
     }
 }
 

@@ -20,11 +20,11 @@ use super::super::{Worker, token_kind};
 use super::{DatagramFlow, Mapping, MappingKind};
 
 /// RFC 4787, REQ-5: five minutes are recommended.
-const UDP_IDLE: Duration = Duration::from_secs(300);
+const UDP_IDLE: Duration = Duration::from_mins(5);
 /// A question and its answer (RFC 4787, REQ-5 (b) lets well-known ports have shorter ones).
 const DNS_IDLE: Duration = Duration::from_secs(30);
 /// RFC 5508, REQ-2: at least a minute.
-const ECHO_IDLE: Duration = Duration::from_secs(60);
+const ECHO_IDLE: Duration = Duration::from_mins(1);
 
 /// Guests keep their own ports up to this many at a time: each is a port that the host cannot use.
 const KEPT_PORTS_MAX: u32 = 1024;

@@ -192,7 +192,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 let mut payload = Vec::new();
                 let part = self.parts[outgoing.first_part as usize];
                 Self::pieces_of(&self.link, &self.adopted, &part, &mut |piece| piece.copy_to(&mut payload));
-                let sum = crate::frame::checksum::Sum::default().add(&header).add(&payload).finish();
+                let sum = crate::frame::checksum::Sum::default().with(&header).with(&payload).finish();
                 header[2..4].copy_from_slice(&sum.to_be_bytes());
             }
             self.echo_requests.bytes_mut(index, ECHO_LEN).copy_from_slice(&header);

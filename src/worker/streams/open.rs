@@ -161,7 +161,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             Err(refused) => {
                 self.admission.close_socket();
                 self.admission.end_connect(first.address);
-                return self.not_inserted(refused, &key, syn);
+                return self.not_inserted(&refused, &key, syn);
             }
         };
         self.counters.add(Metric::StreamsOut, 1);
@@ -172,7 +172,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Another worker has the flow, or there is no room.
     fn not_inserted(
         &mut self,
-        refused: NotInserted<S::Socket>,
+        refused: &NotInserted<S::Socket>,
         key: &FlowKey,
         syn: &SegmentHead,
     ) -> Result<Option<u8>, DropReason> {
@@ -224,7 +224,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             }
             Err(refused) => {
                 self.admission.close_socket();
-                self.not_inserted(refused, &key, syn)
+                self.not_inserted(&refused, &key, syn)
             }
         }
     }

@@ -262,7 +262,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             skip -= skipped;
             let rest = Part { from: part.from + skipped, len: part.len - skipped, ..part };
             Self::pieces_of(&self.link, &self.adopted, &rest, &mut |piece| {
-                buffer.waiting.append_piece(&piece)
+                buffer.waiting.append_piece(&piece);
             });
         }
         self.counters.add(Metric::BytesBuffered, u64::from(touched.bytes - sent));
