@@ -196,9 +196,7 @@ mod ioctl {
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// No /dev/net/tun.
-    #[error(
-        "cannot open /dev/net/tun ({0}): load the module (modprobe tun), or give the container the device"
-    )]
+    #[error("cannot open /dev/net/tun ({0}): {hint}", hint = tun_hint(.0))]
     NoDevice(#[source] io::Error),
     /// The device could not be set up.
     #[error("cannot make the tap device '{name}' ({error})")]
@@ -209,6 +207,14 @@ pub enum TapError {
         #[source]
         error: io::Error,
     },
+}
+
+fn tun_hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "everybody may open it where udev makes it; else chmod 0666 /dev/net/tun, or run as root"
+    } else {
+        "load the module (modprobe tun), or give the container the device"
+    }
 }
 
 /// A tap device's queues, and whether it takes UDP segmentation.

@@ -1,0 +1,65 @@
+# hythe: what there is to do. Everything is one command; `make` alone lists them.
+
+SEEDS ?= 10000
+PREFIX ?= /usr/local
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check format lint unit loom sim kernel namespace bench perf flamegraph install clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the release binary: target/release/hythe
+	cargo build --release --locked
+
+demo: build ## A web server in a guest, reached from the host, and the host from the guest
+	tests/setup demo
+	tests/demo target/release/hythe
+
+test: ## Everything that must pass (installs what the tests need; takes root)
+	tests/setup
+	$(MAKE) --no-print-directory format lint loom sim SEEDS=300
+	cargo test --locked
+
+check: format lint unit ## Format, lints and unit tests: the quick round
+
+format:
+	cargo fmt --check
+
+lint:
+	cargo clippy --locked --all-targets --features sim -- -D warnings
+
+unit: ## Unit tests alone
+	cargo test --locked --lib --bins
+
+loom: ## Every interleaving of the flow table's and the mailboxes' threads
+	RUSTFLAGS="--cfg loom" cargo test --locked --target-dir target/loom --release --lib loom_tests
+
+sim: ## The simulation, over many seeds (SEEDS=10000; HYTHE_SEED=n replays one)
+	HYTHE_SEEDS=$(SEEDS) cargo test --locked --features sim --test sim
+
+kernel: ## What is relied on of the kernel
+	cargo test --locked --test kernel
+
+namespace: ## hythe as a whole, between namespaces (takes root)
+	tests/setup
+	cargo test --locked --test namespace
+
+bench: ## Criterion benchmarks
+	cargo bench --locked
+
+perf: ## hythe beside its peers and the kernel's own bounds (takes root)
+	perf/setup
+	cargo build --locked --release --bins --examples
+	perf/compare
+
+flamegraph: ## Where the time goes, as pictures (takes root)
+	perf/setup
+	cargo build --locked --release --bins --examples
+	perf/flamegraph
+
+install: build ## Install to $(PREFIX)/bin
+	install -D -m 0755 target/release/hythe $(DESTDIR)$(PREFIX)/bin/hythe
+
+clean: ## Remove what was built
+	cargo clean
