@@ -10,7 +10,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::config::Config;
-use crate::exchange::mail::{Publication, PublishedProtocol, ToSlow, ToWorker};
+use crate::exchange::mail::{Publication, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
 use crate::flow::key::HashSecret;
@@ -21,7 +21,7 @@ use crate::host::{datagram, listen};
 use crate::link::Link;
 use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
-use crate::policy::publish::PublishedPort;
+use crate::policy::publish::{PublishedPort, PublishedProtocol};
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
@@ -317,13 +317,12 @@ impl Node {
             capture: provisions.capture,
             broker,
             counters: counters[count].clone(),
-            sandbox: config.sandbox,
         };
-        let slow_ended = ended.clone();
+        let (slow_ended, sandboxed) = (ended.clone(), config.sandbox);
         let slow = std::thread::Builder::new()
             .name("slow".into())
             .spawn(move || {
-                slow::run(slow_parts);
+                slow::run(slow_parts, || limit(sandboxed, sandbox::Thread::Slow));
                 slow_ended.signal();
             })
             .map_err(system("cannot start a thread"))?;
@@ -366,6 +365,11 @@ fn close_sandbox() -> Result<bool, SandboxError> {
     // Where a link may be switched to when the host's network changes.
     readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));
     sandbox::shut_files(&readable)
+}
+
+/// Limits the calling thread to the system calls of its kind, where that is wanted.
+fn limit(sandboxed: bool, kind: sandbox::Thread) -> io::Result<()> {
+    if sandboxed { sandbox::limit_system_calls(kind).map_err(io::Error::other) } else { Ok(()) }
 }
 
 /// Ports that the guest's flows leave alone: reserved by the administrator, and published.
@@ -426,10 +430,7 @@ impl<L: Link> WorkerSeed<L> {
     }
 
     fn live<E: Engine>(self, engine: E) -> io::Result<()> {
-        if self.config.sandbox {
-            let kind = sandbox::Thread::Worker(self.engine);
-            sandbox::limit_system_calls(kind).map_err(io::Error::other)?;
-        }
+        limit(self.config.sandbox, sandbox::Thread::Worker(self.engine))?;
         let now = Now::read();
         // Identifiers of raw echo sockets: a range of each worker's own.
         let sockets = KernelSockets::new(self.raw, u16::from(self.id) << 10);

@@ -11,6 +11,7 @@ use crate::frame::view::HEAD_LEN;
 use crate::io::Buffers;
 use crate::link::OutboundFrame;
 use crate::policy::addresses::Addresses;
+use crate::policy::publish::PublishedProtocol;
 
 /// A frame in memory of its own: handed over by another worker, or put together from fragments.
 pub struct OwnedFrame {
@@ -49,15 +50,6 @@ pub struct Publication {
     pub guest_port: u16,
     /// The protocol.
     pub protocol: PublishedProtocol,
-}
-
-/// What a published port speaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum PublishedProtocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// What a worker is told; `S` is a socket.

@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::frame::address::Endpoint;
 
-use super::{address, options, tcp};
+use super::{options, tcp};
+use crate::io::sockaddr;
 
 /// The system calls made here besides those of [`tcp`] and [`options`].
 pub const SYSTEM_CALLS: &[libc::c_long] = &[];
@@ -105,7 +106,7 @@ pub fn set_dont_fragment(fd: RawFd, v4: bool, on: bool) -> io::Result<()> {
 
 /// The port (or identifier) that a socket is bound to.
 pub fn port_of(fd: RawFd) -> Option<u16> {
-    address::local(fd).map(|local| local.port)
+    sockaddr::local(fd).map(|local| local.port)
 }
 
 #[cfg(test)]

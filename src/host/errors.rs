@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use crate::frame::address::{Address, Endpoint};
 use crate::frame::icmp::IcmpError;
 
-use super::address;
+use crate::io::sockaddr;
 
 /// The system calls made here.
 pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_recvmsg];
@@ -126,7 +126,7 @@ pub fn take_queued(fd: RawFd) -> Option<QueuedError> {
             return None;
         }
         payload.truncate(len as usize);
-        let destination = address::load(&name);
+        let destination = sockaddr::load(&name);
         // SAFETY: the kernel wrote the control messages; the macros walk them within `msg_controllen`.
         let mut cmsg = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
         while !cmsg.is_null() {
@@ -144,7 +144,7 @@ pub fn take_queued(fd: RawFd) -> Option<QueuedError> {
                     (data.read_unaligned(), offender.read_unaligned())
                 };
                 if let (Some(report), Some(destination)) =
-                    (parse(&error, address::load(&offender), v4), destination)
+                    (parse(&error, sockaddr::load(&offender), v4), destination)
                 {
                     return Some(QueuedError { report, destination, payload });
                 }

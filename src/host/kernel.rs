@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::errors::{self, QueuedError, SocketError};
 use super::tcp::{self, Accepted};
-use super::{ConnectPlan, EchoKind, EchoSocket, HostSocket, Sockets, address, datagram, options};
+use super::{ConnectPlan, EchoKind, EchoSocket, HostSocket, Sockets, datagram, options};
 use crate::frame::address::Endpoint;
+use crate::io::sockaddr;
 
 /// Real sockets.
 #[derive(Default)]
@@ -73,7 +74,7 @@ impl Sockets for KernelSockets {
     }
 
     fn local(&mut self, socket: &OwnedFd) -> Option<Endpoint> {
-        address::local(socket.as_raw_fd())
+        sockaddr::local(socket.as_raw_fd())
     }
 
     fn connect_guest(&mut self, socket: &OwnedFd, destination: Endpoint) -> Result<(), SocketError> {
@@ -108,7 +109,7 @@ impl Sockets for KernelSockets {
     }
 
     fn close_echo(&mut self, socket: OwnedFd, kind: EchoKind) {
-        let v4 = address::local(socket.as_raw_fd()).is_none_or(|local| local.address.is_v4());
+        let v4 = sockaddr::local(socket.as_raw_fd()).is_none_or(|local| local.address.is_v4());
         if kind == EchoKind::Raw && datagram::admit_replies(socket.as_raw_fd(), v4, None).is_ok() {
             self.idle_raw[usize::from(v4)].push(socket);
         }

@@ -10,8 +10,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::exchange::mail::PublishedProtocol;
 use crate::frame::address::Endpoint;
+use crate::policy::publish::PublishedProtocol;
 
 use super::{datagram, options, tcp};
 

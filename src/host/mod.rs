@@ -3,7 +3,6 @@
 //! [`engine`] runs batches of operations and reports readiness. [`Sockets`] is what a worker asks of sockets besides
 //! that; [`kernel`] answers with real ones, the simulation with models.
 
-pub mod address;
 pub mod control;
 pub mod datagram;
 pub mod engine;

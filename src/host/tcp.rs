@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use crate::frame::address::Endpoint;
 
 use super::errors::{self, SocketError};
-use super::{ConnectPlan, address, options};
+use super::{ConnectPlan, options};
+use crate::io::sockaddr;
 
 /// The system calls made here.
 pub const SYSTEM_CALLS: &[libc::c_long] = &[
@@ -33,7 +34,7 @@ fn check(result: i32) -> io::Result<i32> {
 /// A new non-blocking socket.
 pub(super) fn socket(v4: bool, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
-    let fd = check(unsafe { libc::socket(address::family(v4), kind, protocol) })?;
+    let fd = check(unsafe { libc::socket(sockaddr::family(v4), kind, protocol) })?;
     // SAFETY: the descriptor is new and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -47,7 +48,7 @@ pub fn new_stream(v4: bool) -> io::Result<OwnedFd> {
 pub(super) fn bind(fd: RawFd, endpoint: Endpoint) -> io::Result<()> {
     // SAFETY: zero is a valid socket address.
     let mut name = unsafe { std::mem::zeroed() };
-    let len = address::store(endpoint, &mut name);
+    let len = sockaddr::store(endpoint, &mut name);
     // SAFETY: `name` holds an address of `len` bytes.
     check(unsafe { libc::bind(fd, (&raw const name).cast(), len) }).map(drop)
 }
@@ -56,7 +57,7 @@ pub(super) fn bind(fd: RawFd, endpoint: Endpoint) -> io::Result<()> {
 pub(super) fn connect(fd: RawFd, destination: Endpoint) -> io::Result<()> {
     // SAFETY: zero is a valid socket address.
     let mut name = unsafe { std::mem::zeroed() };
-    let len = address::store(destination, &mut name);
+    let len = sockaddr::store(destination, &mut name);
     // SAFETY: `name` holds an address of `len` bytes.
     match check(unsafe { libc::connect(fd, (&raw const name).cast(), len) }) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
@@ -204,7 +205,7 @@ pub fn accept(listener: RawFd) -> io::Result<Option<Accepted<OwnedFd>>> {
     };
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    match (address::load(&name), address::local(fd)) {
+    match (sockaddr::load(&name), sockaddr::local(fd)) {
         (Some(peer), Some(local)) => Ok(Some(Accepted { socket, peer, local })),
         _ => Ok(None),
     }

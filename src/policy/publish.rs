@@ -4,7 +4,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::exchange::mail::PublishedProtocol;
+/// What a published port speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum PublishedProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
 
 /// One port of the host that leads to one port of the guest.
 #[derive(Clone, PartialEq, Eq, Debug)]

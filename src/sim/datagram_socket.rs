@@ -7,7 +7,7 @@ use crate::frame::address::Endpoint;
 use crate::frame::checksum::Sum;
 use crate::frame::icmp;
 use crate::host::EchoKind;
-use crate::host::address;
+use crate::io::sockaddr;
 use crate::host::errors::QueuedError;
 use crate::io::{Message, Piece};
 
@@ -91,7 +91,7 @@ impl DatagramSocket {
         }
         let mut bytes = Vec::new();
         pieces.iter().for_each(|piece| piece.copy_to(&mut bytes));
-        let Some(remote) = address::load(&message.name).filter(|_| message.name_len > 0) else {
+        let Some(remote) = sockaddr::load(&message.name).filter(|_| message.name_len > 0) else {
             return Err(libc::EDESTADDRREQ);
         };
         let len = bytes.len();
@@ -180,7 +180,7 @@ impl DatagramSocket {
             at += piece.copy_from(&bytes[at..]);
         }
         message.flags = if at < bytes.len() { libc::MSG_TRUNC } else { 0 };
-        message.name_len = address::store(remote, &mut message.name);
+        message.name_len = sockaddr::store(remote, &mut message.name);
         message.control_len = 0;
         if count > 1 {
             let control = &mut message.control[..CONTROL_HEADER + 8];

@@ -41,7 +41,6 @@ use crate::namespace::channel::Channel;
 use crate::observe::capture::Capture;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
-use crate::sandbox;
 use crate::time::Now;
 use readable::Readable;
 
@@ -101,16 +100,13 @@ pub struct Parts {
     pub broker: Option<Channel>,
     /// Its counters.
     pub counters: Arc<Counters>,
-    /// Whether system calls are limited.
-    pub sandbox: bool,
 }
 
-/// Runs until it is told to stop.
-pub fn run(parts: Parts) {
+/// Runs until it is told to stop; `limit` takes rights from the thread once its runtime is made.
+pub fn run(parts: Parts, limit: impl FnOnce() -> io::Result<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let limited = if parts.sandbox { sandbox::limit_system_calls(sandbox::Thread::Slow) } else { Ok(()) };
     let served = runtime
-        .and_then(|runtime| limited.map(|()| runtime).map_err(io::Error::other))
+        .and_then(|runtime| limit().map(|()| runtime))
         .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts)));
     if let Err(error) = served {
         tracing::error!(%error, "the slow path has ended");

@@ -84,7 +84,7 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::mail::PublishedProtocol;
+    use crate::policy::publish::PublishedProtocol;
     use std::net::{Ipv4Addr, TcpStream};
 
     #[test]

@@ -28,7 +28,7 @@ mod streams;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::exchange::mail::{OwnedFrame, Publication, PublishedProtocol, ToSlow, ToWorker};
+use crate::exchange::mail::{OwnedFrame, Publication, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::{Admission, Limits};
 use crate::flow::slab::{Slab, Slot};
@@ -44,6 +44,7 @@ use crate::link::{Link, Space};
 use crate::observe::counters::{Counters, Metric};
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
+use crate::policy::publish::PublishedProtocol;
 use crate::relay::tcp;
 use crate::time::Now;
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::exchange::mail::{Publication, PublishedProtocol};
+use crate::exchange::mail::Publication;
 use crate::flow::key::{FlowKey, Protocol};
 use crate::flow::slab::Slot;
 use crate::flow::table::{Handle, InsertError};
@@ -14,6 +14,7 @@ use crate::host::{EchoSocket, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::policy::addresses::Destination;
+use crate::policy::publish::PublishedProtocol;
 use crate::time::Now;
 
 use super::super::{Worker, token_kind};

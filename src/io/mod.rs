@@ -5,6 +5,8 @@
 //! in flight between two passes of a worker's loop. Every operation is non-blocking.
 #![allow(unsafe_code)]
 
+pub mod sockaddr;
+
 use std::io;
 use std::os::fd::RawFd;
 
@@ -117,13 +119,12 @@ impl Message {
 
     /// Sets the destination; `None` for a connected socket.
     pub fn set_destination(&mut self, destination: Option<Endpoint>) {
-        self.name_len =
-            destination.map_or(0, |endpoint| crate::host::address::store(endpoint, &mut self.name));
+        self.name_len = destination.map_or(0, |endpoint| sockaddr::store(endpoint, &mut self.name));
     }
 
     /// The source of a datagram that was received.
     pub fn source(&self) -> Option<Endpoint> {
-        crate::host::address::load(&self.name)
+        sockaddr::load(&self.name)
     }
 
     /// Whether the datagram was longer than the memory given.
