@@ -103,7 +103,10 @@ fn without_tests(text: &str, path: &Path) -> String {
     if ["tests", "script", "fake_server"].contains(&name) {
         return String::new();
     }
-    let tests = ["\n#[cfg(test)]\nmod ", "\n#[cfg(all(test"].iter().filter_map(|mark| text.find(mark)).min();
+    let tests = ["\n#[cfg(test)]\nmod ", "\n#[cfg(test)]\npub(super) mod ", "\n#[cfg(all(test"]
+        .iter()
+        .filter_map(|mark| text.find(mark))
+        .min();
     text[..tests.unwrap_or(text.len())].to_string()
 }
 

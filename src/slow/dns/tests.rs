@@ -1,3 +1,5 @@
+//! What the guest asks and gets: queries and replies, against resolvers made for the purpose.
+
 use super::fake_server::{
     Directory, FakeServer, addresses, framed, query, refused_port, reply_to, soon, with_code, with_opt,
 };
