@@ -14,7 +14,8 @@ use super::{Worker, token_kind};
 ///
 /// A wake-up out of the kernel costs several microseconds, so a worker that will have work again within that time does
 /// better to look. Whether it will is judged by how often looking has paid lately; when it does not pay, looking is
-/// tried only now and then.
+/// tried only now and then. A look that took much longer than its limit was interrupted: somebody else needs the
+/// processor, and looking stops at once.
 pub struct Spinner {
     limit: Duration,
     /// How well it has paid: up when work came in time, down when it did not.
@@ -47,8 +48,15 @@ impl Spinner {
         false
     }
 
-    fn looked(&mut self, found: bool) {
-        self.credit = if found { (self.credit + 2).min(CREDIT_MAX) } else { self.credit.saturating_sub(1) };
+    /// Takes in what a look of `took` has brought.
+    fn looked(&mut self, found: bool, took: Duration) {
+        self.credit = if took > self.limit * 2 {
+            0
+        } else if found {
+            (self.credit + 2).min(CREDIT_MAX)
+        } else {
+            self.credit.saturating_sub(1)
+        };
     }
 }
 
@@ -114,16 +122,55 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if !self.spinner.wants_to_look() {
             return false;
         }
-        let end = Now::read() + self.spinner.limit;
-        while Now::read() < end {
+        let start = Now::read();
+        loop {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
-            if !self.events.is_empty() || !self.mail.is_empty() {
-                self.spinner.looked(true);
-                return true;
+            let found = !self.events.is_empty() || !self.mail.is_empty();
+            let took = Now::read() - start;
+            if found || took >= self.spinner.limit {
+                self.spinner.looked(found, took);
+                return found;
             }
             std::hint::spin_loop();
         }
-        self.spinner.looked(false);
-        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_micros(20);
+
+    /// How many of so many idle moments are spent looking, when each look ends as told.
+    fn looks(spinner: &mut Spinner, moments: u32, found: bool, took: Duration) -> u32 {
+        let look = |spinner: &mut Spinner| {
+            let wants = spinner.wants_to_look();
+            if wants {
+                spinner.looked(found, took);
+            }
+            u32::from(wants)
+        };
+        (0..moments).map(|_| look(spinner)).sum()
+    }
+
+    #[test]
+    fn looking_goes_on_while_it_pays_and_stops_when_it_does_not() {
+        let mut spinner = Spinner::new(LIMIT);
+        assert_eq!(looks(&mut spinner, 63, true, LIMIT / 2), 0, "nothing speaks for it yet");
+        assert_eq!(looks(&mut spinner, 100, true, LIMIT / 2), 100);
+        assert_eq!(looks(&mut spinner, 1000, false, LIMIT), u32::from(CREDIT_MAX) + 984 / 64);
+    }
+
+    #[test]
+    fn looking_stops_at_once_where_others_need_the_processor() {
+        let mut spinner = Spinner::new(LIMIT);
+        looks(&mut spinner, 200, true, LIMIT / 2);
+        assert_eq!(looks(&mut spinner, 60, true, LIMIT * 5), 1);
+    }
+
+    #[test]
+    fn a_limit_of_zero_is_never() {
+        assert_eq!(looks(&mut Spinner::new(Duration::ZERO), 1000, true, Duration::ZERO), 0);
     }
 }
