@@ -337,7 +337,7 @@ pub(super) mod tests {
         let bytes = &frame[packet.transport_start..];
         assert_eq!(bytes.len(), udp.len + 8);
         let pseudo = pseudo_header(packet.ip.source, packet.ip.destination, 17, bytes.len());
-        assert_eq!(pseudo.add(bytes).partial(), 0xffff);
+        assert_eq!(pseudo.with(bytes).partial(), 0xffff);
         (packet.ip, view.destination_mac, &bytes[8..])
     }
 
