@@ -33,7 +33,7 @@ unit: ## Unit tests alone
 	cargo test --locked --lib --bins
 
 loom: ## Every interleaving of the flow table's and the mailboxes' threads
-	RUSTFLAGS="--cfg loom" cargo test --locked --target-dir target/loom --release --lib loom_tests
+	cargo test --locked --features loom --lib loom_tests
 
 sim: ## The simulation, over many seeds (SEEDS=10000; HYTHE_SEED=n replays one)
 	HYTHE_SEEDS=$(SEEDS) cargo test --locked --features sim --test sim

@@ -18,6 +18,8 @@ pub mod observe;
 pub mod policy;
 pub mod relay;
 pub mod sandbox;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod slow;
 pub mod time;
 pub mod worker;

@@ -3,45 +3,17 @@
 //! A mailbox is a `crossbeam` queue and a share in its owner's [`Waker`]. Whoever puts something in wakes the owner only
 //! if it sleeps; a full mailbox gives the thing back, and the caller counts it. The owner announces its sleep, looks
 //! once more, and then sleeps: so a thing that was put in is either seen in that look or its sender sees the
-//! announcement (`loom` checks it below).
+//! announcement ([`announcement`], which `loom` checks).
 #![allow(unsafe_code)]
 
-#[cfg(not(loom))]
+mod announcement;
 pub mod mail;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-#[cfg(not(loom))]
 use std::sync::Arc;
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
-#[cfg(not(loom))]
+use announcement::Announcement;
 use crossbeam::queue::ArrayQueue;
-#[cfg(loom)]
-use loom::sync::Arc;
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
-
-/// The announcement of a sleep.
-struct Announcement(AtomicBool);
-
-impl Announcement {
-    /// The owner is about to sleep; it must look at its mailboxes after this.
-    fn announce(&self) {
-        self.0.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    fn withdraw(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-
-    /// Something was put in: whether the owner must be woken. True for one of several senders.
-    fn must_wake(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
-    }
-}
 
 /// Wakes one thread out of its sleep in the kernel, by an eventfd.
 pub struct Waker {
@@ -62,7 +34,7 @@ impl Waker {
         }
         // SAFETY: the descriptor is new and nobody else's.
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { announcement: Announcement(AtomicBool::new(false)), event })
+        Ok(Self { announcement: Announcement::new(), event })
     }
 
     /// The descriptor, borrowed.
@@ -108,20 +80,17 @@ impl Waker {
 }
 
 /// A mailbox of things for one thread. Clones are handles to the same box.
-#[cfg(not(loom))]
 pub struct Mailbox<T> {
     queue: Arc<ArrayQueue<T>>,
     waker: Arc<Waker>,
 }
 
-#[cfg(not(loom))]
 impl<T> Clone for Mailbox<T> {
     fn clone(&self) -> Self {
         Self { queue: self.queue.clone(), waker: self.waker.clone() }
     }
 }
 
-#[cfg(not(loom))]
 impl<T> Mailbox<T> {
     /// A mailbox for `capacity` things whose owner sleeps on `waker`.
     pub fn new(capacity: usize, waker: Arc<Waker>) -> Self {
@@ -146,7 +115,7 @@ impl<T> Mailbox<T> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -176,34 +145,5 @@ mod tests {
         waker.clear();
         mailbox.put(3).unwrap();
         assert!(!signalled());
-    }
-}
-
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use super::*;
-    use loom::sync::atomic::AtomicU32;
-
-    #[test]
-    fn no_wake_up_is_lost() {
-        loom::model(|| {
-            let announcement = Arc::new(Announcement(AtomicBool::new(false)));
-            let queue = Arc::new(AtomicU32::new(0));
-            let signalled = Arc::new(AtomicBool::new(false));
-            let sender = {
-                let (announcement, queue, signalled) =
-                    (announcement.clone(), queue.clone(), signalled.clone());
-                loom::thread::spawn(move || {
-                    queue.store(1, Ordering::Release);
-                    if announcement.must_wake() {
-                        signalled.store(true, Ordering::Release);
-                    }
-                })
-            };
-            announcement.announce();
-            let seen = queue.load(Ordering::Acquire) == 1;
-            sender.join().unwrap();
-            assert!(seen || signalled.load(Ordering::Acquire), "the owner would sleep on a full mailbox");
-        });
     }
 }

@@ -24,9 +24,9 @@
 //! so at least one of two sees the other. `loom` checks this (tests below).
 #![allow(unsafe_code)]
 
-#[cfg(loom)]
+#[cfg(feature = "loom")]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-#[cfg(not(loom))]
+#[cfg(not(feature = "loom"))]
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use std::num::NonZeroU32;
@@ -35,7 +35,7 @@ use super::key::{FlowKey, HashSecret, KeyWords};
 use super::slab::{GENERATION_MASK, Slot};
 
 /// Slots of a bucket: one cache line of metas. Fewer under `loom`, which tries every interleaving of every load.
-const WAYS: usize = if cfg!(loom) { 2 } else { 8 };
+const WAYS: usize = if cfg!(feature = "loom") { 2 } else { 8 };
 
 const EMPTY: u64 = 0;
 const CLAIMED: u64 = 1;
@@ -124,14 +124,14 @@ impl HashedKey {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(feature = "loom"))]
 fn zeroed_buckets(count: usize) -> Box<[Bucket]> {
     // SAFETY: a bucket is made of AtomicU64 alone, for which all-zero bytes are a valid value (zero); a meta of zero
     // is EMPTY. Zeroed memory comes from the kernel untouched, so an unused table costs no pages.
     unsafe { Box::<[Bucket]>::new_zeroed_slice(count).assume_init() }
 }
 
-#[cfg(loom)]
+#[cfg(feature = "loom")]
 fn zeroed_buckets(count: usize) -> Box<[Bucket]> {
     let word = || AtomicU64::new(0);
     let entry = || Entry { key: std::array::from_fn(|_| word()), handle: word() };
@@ -375,7 +375,7 @@ mod support {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::support::{handle, key};
     use super::*;
@@ -437,7 +437,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, feature = "loom"))]
 mod loom_tests {
     use super::support::{handle, key};
     use super::*;

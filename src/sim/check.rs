@@ -46,6 +46,8 @@ pub struct Progress {
     pub guest_end: Option<u64>,
     /// Bytes that the host's socket took from hythe.
     pub taken: u64,
+    /// The stream is on its way to another socket: the old one is shut down before its end.
+    pub moving: bool,
     /// hythe has shut the sending direction of the socket down.
     pub shut_down: bool,
     /// Bytes that the peer's program has written.
@@ -241,6 +243,9 @@ impl Books {
         if !segment.flags.has(Flags::ACK) {
             // An inbound connection: the guest is asked. A probe has no connection.
             let Some(connection) = self.listening.get(&name.0.port) else { return Ok(()) };
+            if self.open.get(&name).is_some_and(|known| known.own_isn == segment.seq.0) {
+                return Ok(());
+            }
             let numbers = Numbers {
                 connection: *connection,
                 guest_isn: 0,
@@ -306,7 +311,7 @@ impl Books {
     pub fn shut_down(&mut self, connection: usize) -> Result<(), String> {
         let progress = &mut self.progress[connection];
         progress.shut_down = true;
-        if progress.guest_end == Some(progress.taken) || progress.disturbed {
+        if progress.guest_end == Some(progress.taken) || progress.disturbed || progress.moving {
             return Ok(());
         }
         Err(format!(

@@ -79,6 +79,9 @@ impl Engine for ModelEngine {
             let mut kernel = self.kernel.borrow_mut();
             operation.result = kernel.operate(operation.kind, operation.fd, memory, operation.extra, message);
             self.counts.operations += 1;
+            if operation.result > 0 {
+                self.stage.note_activity();
+            }
         }
     }
 
@@ -106,6 +109,7 @@ impl Engine for ModelEngine {
     }
 
     fn wait(&mut self, _timeout: Option<Duration>, events: &mut Vec<Event>) {
+        let before = events.len();
         if let Some(token) = self.port.borrow_mut().ring() {
             events.push(Event { token, readable: true, writable: false, closed: false, failed: false });
         }
@@ -123,6 +127,9 @@ impl Engine for ModelEngine {
                 failed: ready.failed,
             });
         });
+        if events.len() > before {
+            self.stage.note_activity();
+        }
     }
 
     fn counts(&self) -> EngineCounts {

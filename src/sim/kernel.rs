@@ -190,7 +190,8 @@ impl Kernel {
         };
         let id = self.datagrams.len();
         let fd = self.allocate(Object::Datagram(id));
-        let local = Endpoint { address: crate::host::tcp::unspecified(v4), port };
+        let everywhere = if v4 { Address::v4([0; 4]) } else { Address::v6([0; 16]) };
+        let local = Endpoint { address: everywhere, port };
         self.datagrams.push(DatagramSocket::new(fd, local, echo));
         Ok((fd, port))
     }

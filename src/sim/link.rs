@@ -200,6 +200,9 @@ impl Link for ModelLink {
             let head = frame.bytes[..head_len].to_vec();
             self.batch.push(Batched { head, len: frame.bytes.len(), offload: frame.offload, pieces });
         }
+        if !self.batch.is_empty() {
+            self.stage.note_activity();
+        }
         Received { frames: self.batch.len(), empty: self.batch.len() < ask }
     }
 
@@ -284,6 +287,7 @@ impl Link for ModelLink {
         if frame.offload.checksum_partial && !self.capabilities.tcp_segmentation {
             Self::complete(&mut frame, head.head.transport_start, head.head.checksum_offset);
         }
+        self.stage.note_activity();
         self.committed.push((index, frame));
     }
 

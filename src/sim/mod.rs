@@ -27,6 +27,7 @@ pub mod random;
 pub mod servers;
 pub mod sockets;
 pub mod stage;
+pub mod station;
 pub mod stream_socket;
 pub mod wire;
 pub mod world;

@@ -40,7 +40,10 @@ impl HostSocket for ModelSocket {
 
 impl Drop for ModelSocket {
     fn drop(&mut self) {
-        self.kernel.borrow_mut().close(self.fd, self.reset);
+        // While a panic unwinds the kernel may be in use; then nothing counts any more.
+        if let Ok(mut kernel) = self.kernel.try_borrow_mut() {
+            kernel.close(self.fd, self.reset);
+        }
     }
 }
 
@@ -51,13 +54,33 @@ const NOWHERE: Endpoint = Endpoint { address: crate::frame::address::Address::of
 pub struct Connections {
     /// The plans.
     pub plans: Vec<ConnectionPlan>,
-    /// Outbound connections by the host's destination, those that begin first at the end.
-    pub by_destination: BTreeMap<Endpoint, Vec<usize>>,
+    /// The outbound connection that is under way to a destination of the host's.
+    pub by_destination: BTreeMap<Endpoint, usize>,
+    /// The sockets that connections have got.
+    claims: Vec<Option<usize>>,
     /// The far ends of socketpairs, by the descriptor that stands for them in mail: the socket's number.
     pub pairs: Vec<(RawFd, usize)>,
     /// Connects that hythe has asked for.
     pub connects: u64,
 }
+
+impl Connections {
+    /// Nothing is connected yet.
+    pub fn new(plans: &[ConnectionPlan]) -> Self {
+        Self {
+            plans: plans.to_vec(),
+            by_destination: BTreeMap::new(),
+            claims: vec![None; plans.len()],
+            pairs: Vec::new(),
+            connects: 0,
+        }
+    }
+}
+
+/// A connect that belongs to no connection of the plan: a SYN that came late has caused it.
+const STRAY: usize = usize::MAX;
+/// When a stray one is refused, in nanoseconds.
+const STRAY_NS: u64 = 1_000_000;
 
 /// The sockets of one worker.
 pub struct ModelSockets {
@@ -82,7 +105,7 @@ impl ModelSockets {
     }
 
     fn open_connection(&mut self, plan: &ConnectPlan, connection: usize) -> Result<ModelSocket, SocketError> {
-        let connections = self.connections.borrow();
+        let mut connections = self.connections.borrow_mut();
         let conversation = &connections.plans[connection];
         let Opening::Outbound { outcome, delay_ns, .. } = conversation.opening else {
             return Err(SocketError::from_number(libc::ENETUNREACH));
@@ -90,14 +113,24 @@ impl ModelSockets {
         if let Outcome::FailsAtOnce(error) = outcome {
             return Err(SocketError::from_number(error));
         }
+        let mut kernel = self.kernel.borrow_mut();
+        let claimed = connections.claims[connection].is_some_and(|id| {
+            let connected = self.stage.books.borrow().progress[connection].host_connected;
+            connected || kernel.streams[id].fd.is_some()
+        });
         let silence_ns = if outcome == Outcome::Silence { 20_000_000_000 } else { 0 };
-        let at = Now(self.stage.now().0 + delay_ns + silence_ns);
+        let (connection, outcome, delay_ns) =
+            if claimed { (STRAY, Outcome::Refused, STRAY_NS) } else { (connection, outcome, delay_ns + silence_ns) };
+        let at = Now(self.stage.now().0 + delay_ns);
         let port = plan.local_port.unwrap_or(self.next_port);
         let local = Endpoint { address: own_address(plan.destination.address.is_v4()), port };
         let standing = Standing::Connecting { at, outcome };
         let buffers = (conversation.send_buffer, conversation.receive_buffer);
         let socket = StreamSocket::new(connection, local, plan.destination, standing, buffers);
-        let (_, fd) = self.kernel.borrow_mut().add_stream(socket);
+        let (id, fd) = kernel.add_stream(socket);
+        if connection != STRAY {
+            connections.claims[connection] = Some(id);
+        }
         Ok(ModelSocket::new(fd, &self.kernel))
     }
 }
@@ -113,7 +146,7 @@ impl Sockets for ModelSockets {
         self.next_port = if plan.local_port.is_none() { self.next_port + 1 } else { self.next_port };
         let mut connections = self.connections.borrow_mut();
         connections.connects += 1;
-        let connection = connections.by_destination.get(&plan.destination).and_then(|all| all.last().copied());
+        let connection = connections.by_destination.get(&plan.destination).copied();
         drop(connections);
         let Some(connection) = connection else {
             // Nobody is there: the host's other loopback.
@@ -175,7 +208,7 @@ impl Sockets for ModelSockets {
     fn pair(&mut self) -> io::Result<(ModelSocket, OwnedFd)> {
         // The far end stays in the world. A descriptor of this process stands for it in the slow path's mail.
         let stand_in: OwnedFd = std::fs::File::open("/dev/null")?.into();
-        let mut socket = StreamSocket::new(usize::MAX, NOWHERE, NOWHERE, Standing::Open, (64 << 10, 64 << 10));
+        let mut socket = StreamSocket::new(STRAY, NOWHERE, NOWHERE, Standing::Open, (64 << 10, 64 << 10));
         socket.pair = true;
         let (id, fd) = self.kernel.borrow_mut().add_stream(socket);
         self.connections.borrow_mut().pairs.push((stand_in.as_raw_fd(), id));

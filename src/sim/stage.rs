@@ -27,6 +27,8 @@ pub struct Stage {
     lines: RefCell<VecDeque<String>>,
     fingerprint: Cell<u64>,
     failure: RefCell<Option<String>>,
+    /// Counts what comes of passes: bytes that move, reports, frames.
+    pub activity: Cell<u64>,
     /// The bytes of streams.
     pub pattern: Pattern,
     /// Which memory of the links may be touched.
@@ -44,6 +46,7 @@ impl Stage {
             lines: RefCell::default(),
             fingerprint: Cell::new(0xcbf2_9ce4_8422_2325),
             failure: RefCell::default(),
+            activity: Cell::new(0),
             pattern,
             memory: RefCell::default(),
             books: RefCell::new(books),
@@ -58,6 +61,11 @@ impl Stage {
     /// Moves time on.
     pub fn set_now(&self, now: Now) {
         self.now.set(now);
+    }
+
+    /// Something came of a pass.
+    pub fn note_activity(&self) {
+        self.activity.set(self.activity.get() + 1);
     }
 
     /// Something is not as it must be. The first thing counts.

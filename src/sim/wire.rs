@@ -54,12 +54,16 @@ impl Wire {
     }
 }
 
-/// The connection and direction of a frame's TCP segment, if it has one: source and destination.
-pub fn segment_ends(frame: &Frame) -> Option<Name> {
+/// Source and destination of a frame's segment or datagram, if it has ports.
+pub fn ends(frame: &Frame) -> Option<Name> {
     let Content::Ip(packet) = View::parse(&frame.bytes, frame.bytes.len()).ok()?.content else { return None };
-    let Transport::Tcp(tcp) = packet.transport else { return None };
-    let source = Endpoint { address: packet.ip.source, port: tcp.source_port };
-    Some((source, Endpoint { address: packet.ip.destination, port: tcp.destination_port }))
+    let (source, destination) = match packet.transport {
+        Transport::Tcp(tcp) => (tcp.source_port, tcp.destination_port),
+        Transport::Udp(udp) => (udp.source_port, udp.destination_port),
+        Transport::Icmp(_) | Transport::Fragment(_) | Transport::Other(_) => return None,
+    };
+    let source = Endpoint { address: packet.ip.source, port: source };
+    Some((source, Endpoint { address: packet.ip.destination, port: destination }))
 }
 
 /// Cuts a large TCP segment as a network card does (RFC 9293 knows nothing of it): PSH and FIN stay with the last part.

@@ -44,6 +44,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.awake();
     }
 
+    /// Its link.
+    pub fn link(&self) -> &L {
+        &self.link
+    }
+
     /// When the worker has to wake by itself.
     pub fn wakes_at(&self) -> Option<Now> {
         self.deadline()

@@ -92,8 +92,9 @@ pub struct TcpRelay {
     acknowledge_at: Option<Now>,
 }
 
-/// Acknowledged bytes are discarded when there are so many: often enough that the peer's window stays open.
-const DISCARD_BYTES: u32 = 64 << 10;
+/// Acknowledged bytes are discarded when there are so many: far fewer than the 64 KiB that a socket offers its peer at
+/// first, so that the peer's window stays open.
+const DISCARD_BYTES: u32 = 16 << 10;
 /// Fewer are discarded once the guest has been quiet for so long, so that an idle connection holds no memory.
 const DISCARD_IDLE: Duration = Duration::from_secs(1);
 

@@ -1,0 +1,154 @@
+"""The order of the runs, and what is noted about each."""
+
+import itertools
+from dataclasses import dataclass, field
+
+from . import backends, measurements, processes
+from .ends import Ends
+from .network import Failed
+from .noise import Moment, wait_for_quiet
+from .site import Site
+
+# A program that has grown beyond is started anew: slirp4netns keeps 250 kB of each closed connection.
+RSS_MAX_KB = 1 << 20
+PATIENCE_S = 5
+
+
+@dataclass
+class Run:
+    """One measurement of one backend, or why there is none."""
+
+    backend: str
+    metric: str
+    round: int
+    value: float | None = None
+    also: dict = field(default_factory=dict)
+    cpu_s_per_gb: float | None = None
+    # The forwarder's share of one processor.
+    cpu_pct: float | None = None
+    # What the machine did beside; see noise.py.
+    noise: dict = field(default_factory=dict)
+    detail: dict = field(default_factory=dict)
+    error: str | None = None
+
+
+class World:
+    """A backend that is up, with both ends."""
+
+    numbers = itertools.count()
+
+    def __init__(self, backend, scratch):
+        self.backend, self.scratch, self.restarts = backend, scratch, 0
+        self._open()
+
+    def _open(self):
+        self.site = Site(f"{self.scratch}/{self.backend.name}.{next(self.numbers)}")
+        try:
+            self.joined = self.backend.join(self.site)
+            self.ends = Ends(self.site, self.joined, self.backend.programs)
+        except BaseException:
+            self.site.close()
+            raise
+
+    def restart(self):
+        """Starts everything anew."""
+        self.restarts += 1
+        self.site.close()
+        self._open()
+
+    @property
+    def forwarder_pid(self):
+        """The process between guest and host, if there is one."""
+        return self.joined.forwarder.pid if self.joined.forwarder else None
+
+    def is_worn(self):
+        """Whether the forwarder has ended or has grown too large."""
+        if self.joined.forwarder is None:
+            return False
+        return self.joined.forwarder.poll() is not None or processes.rss_kb(self.forwarder_pid) > RSS_MAX_KB
+
+
+class Rounds:
+    """All measurements of all backends, again and again, the backends side by side."""
+
+    def __init__(self, chosen, metrics, programs, scratch, outside, say):
+        self.metrics, self.outside, self.say = metrics, outside, say
+        self.runs, self.notes, self.worlds, self.versions = [], [], [], {}
+        for name in chosen:
+            self._open(backends.ALL[name](programs), scratch)
+
+    def _open(self, backend, scratch):
+        missing = backend.missing()
+        if missing:
+            return self.note(f"left out: {missing}")
+        try:
+            self.worlds.append(World(backend, scratch))
+            self.versions[backend.name] = backend.version()
+        except Failed as failure:
+            self.note(f"left out: {backend.name}: {failure}")
+
+    def note(self, text):
+        """Keeps a remark for the report."""
+        self.notes.append(text)
+        self.say(text)
+
+    def go(self, rounds, seconds):
+        """Measures. The backends take turns at the first place, so that none has the machine's warmth to itself."""
+        for number in range(rounds):
+            due = {"every"} | ({"first"} if number == 0 else set()) | ({"last"} if number == rounds - 1 else set())
+            for place, metric in enumerate(self.metrics):
+                if metric.when not in due:
+                    continue
+                turn = (number + place) % max(1, len(self.worlds))
+                for world in self.worlds[turn:] + self.worlds[:turn]:    # A copy: one may leave.
+                    if world.forwarder_pid or not metric.of_forwarder:
+                        self._measure(world, metric, number, seconds)
+        for world in self.worlds:
+            if world.restarts:
+                self.note(f"{world.backend.name} was started anew {world.restarts} times: "
+                          f"it had failed, or held more than {RSS_MAX_KB >> 10} MiB")
+
+    def _measure(self, world, metric, number, seconds):
+        run = Run(world.backend.name, metric.name, number + 1)
+        self.runs.append(run)
+        wait_for_quiet(self.outside, PATIENCE_S)
+        try:
+            measured(run, world, metric, seconds, self.outside)
+        except Failed as failure:
+            run.error = str(failure)
+        self.say(line(run, metric))
+        if run.error or world.is_worn():
+            self._restart(world)
+
+    def _restart(self, world):
+        try:
+            world.restart()
+        except Failed as failure:
+            self.note(f"{world.backend.name} takes no further part: it does not start again: {failure}")
+            self.worlds.remove(world)
+
+
+def measured(run, world, metric, seconds, outside):
+    """Measures once; notes what it took."""
+    pid = world.forwarder_pid
+    start, cpu_before = Moment(outside), processes.cpu_s(pid) if pid else None
+    reading = metric.measure(world.ends, seconds)
+    end = Moment(outside)
+    run.value, run.detail = reading.value, reading.detail
+    run.also = reading.also
+    run.noise = end.since(start)
+    if pid:
+        cpu_s = processes.cpu_s(pid) - cpu_before
+        run.cpu_pct = round(100 * cpu_s / (end.time - start.time), 1)
+        if reading.moved_bytes:
+            run.cpu_s_per_gb = round(cpu_s / (reading.moved_bytes / 1e9), 3)
+
+
+def line(run, metric):
+    """A run as progress."""
+    head = f"{run.round}  {run.metric:14} {run.backend:12}"
+    if run.error:
+        return f"{head} failed: {run.error}"
+    also = "".join(f", {name} {value:,.1f}" for name, value in run.also.items())
+    cost = f"   {run.cpu_s_per_gb} CPU s/GB" if run.cpu_s_per_gb is not None else ""
+    return f"{head} {run.value:12,.1f} {metric.unit}{also}{cost}   others {run.noise['others_pct']} %"

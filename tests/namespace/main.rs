@@ -1,0 +1,8 @@
+//! hythe as a whole: the built program between a guest, a host and a far server, each a namespace of the test's own.
+//!
+//! They run as root. Most claims are tested in every cell of a matrix of engines and numbers of workers ([`rig::cell`]).
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod rig;
+
+mod streams;

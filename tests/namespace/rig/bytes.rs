@@ -1,0 +1,155 @@
+//! Streams of bytes whose every position is known, so that one that is lost, doubled or moved is found where it is.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread::JoinHandle;
+
+use super::wait::PATIENCE;
+
+/// Bytes that one call moves.
+const CHUNK: usize = 256 << 10;
+
+/// An endless sequence of bytes, another one for each seed.
+#[derive(Clone, Copy)]
+pub struct Pattern(pub u64);
+
+impl Pattern {
+    /// The word at a position of the sequence (SplitMix64).
+    fn word(self, index: u64) -> u64 {
+        let mut z = self.0.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z ^ (z >> 27)
+    }
+
+    /// The bytes from `offset` on, which is a multiple of eight.
+    fn fill(self, offset: u64, bytes: &mut [u8]) {
+        let mut index = offset / 8;
+        for piece in bytes.chunks_mut(8) {
+            let word = self.word(index).to_le_bytes();
+            piece.copy_from_slice(&word[..piece.len()]);
+            index += 1;
+        }
+    }
+
+    /// The first `len` bytes.
+    pub fn bytes(self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.fill(0, &mut bytes);
+        bytes
+    }
+
+    /// Writes `len` bytes of the sequence from `from` on, a multiple of eight.
+    pub fn send(self, mut to: impl Write, from: u64, len: u64) -> io::Result<()> {
+        let mut chunk = vec![0; CHUNK];
+        let mut at = from;
+        while at < from + len {
+            let part = &mut chunk[..CHUNK.min((from + len - at) as usize)];
+            self.fill(at, part);
+            to.write_all(part)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads `len` bytes, which must be the sequence's from `from` on, a multiple of eight.
+    pub fn expect(self, mut stream: impl Read, from: u64, len: u64) -> io::Result<()> {
+        let (mut chunk, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+        let mut at = from;
+        while at < from + len {
+            let size = CHUNK.min((from + len - at) as usize);
+            stream.read_exact(&mut chunk[..size])?;
+            self.fill(at, &mut right[..size]);
+            if chunk[..size] != right[..size] {
+                let wrong = chunk.iter().zip(&right).take_while(|(a, b)| a == b).count();
+                panic!("byte {} is not the one that was sent", at + wrong as u64);
+            }
+            at += size as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The next client of a listener.
+pub fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let (stream, peer) = listener.accept().unwrap_or_else(|error| panic!("no client came: {error}"));
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    (stream, peer)
+}
+
+/// Sends a pattern into one stream and expects it from the other one, at the same time.
+pub fn transfer(from: &TcpStream, to: &TcpStream, seed: u64, len: u64) {
+    let pattern = Pattern(seed);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(move || pattern.send(from, 0, len));
+        pattern.expect(to, 0, len).unwrap_or_else(|error| panic!("the receiver failed: {error}"));
+        sender.join().unwrap().unwrap_or_else(|error| panic!("the sender failed: {error}"));
+    });
+}
+
+/// The other side has closed its direction.
+pub fn expect_end(mut stream: &TcpStream) {
+    assert_eq!(
+        stream.read(&mut [0; 1]).expect("the end of the stream"),
+        0,
+        "bytes where the end was expected"
+    );
+}
+
+/// The other side has reset the connection. Bytes may come before.
+pub fn expect_reset(mut stream: &TcpStream) {
+    let mut bytes = vec![0; CHUNK];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => panic!("the stream ended in order where a reset was expected"),
+            Ok(_) => {}
+            Err(error) => return assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+}
+
+/// Closes a connection with a reset.
+pub fn reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+}
+
+/// A server that gives back what it gets, until it has had its clients.
+pub struct EchoServer(JoinHandle<()>);
+
+/// Serves `clients` clients of a listener, all at the same time; each until its end.
+pub fn echo(listener: TcpListener, clients: usize) -> EchoServer {
+    EchoServer(std::thread::spawn(move || {
+        let serve = |mut stream: TcpStream| {
+            let mut bytes = vec![0; 16 << 10];
+            while let Ok(len @ 1..) = stream.read(&mut bytes) {
+                if stream.write_all(&bytes[..len]).is_err() {
+                    return;
+                }
+            }
+            // The client may have reset it.
+            let _ = stream.shutdown(Shutdown::Write);
+        };
+        let served: Vec<_> = (0..clients)
+            .map(|_| {
+                let (stream, _) = accept(&listener);
+                std::thread::spawn(move || serve(stream))
+            })
+            .collect();
+        served.into_iter().for_each(|client| client.join().unwrap());
+    }))
+}
+
+impl EchoServer {
+    /// Waits until all clients were served.
+    pub fn finish(self) {
+        self.0.join().unwrap();
+    }
+}
+
+/// A message goes there and comes back.
+pub fn expect_echo(mut stream: &TcpStream, message: &[u8]) {
+    stream.write_all(message).unwrap();
+    let mut answer = vec![0; message.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, message);
+}
