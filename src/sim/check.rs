@@ -141,7 +141,14 @@ impl Books {
     }
 
     /// The guest sends SYN, or SYN-ACK.
-    pub fn guest_synchronizes(&mut self, name: Name, connection: usize, isn: u32, scale: Option<u8>, window: u64) {
+    pub fn guest_synchronizes(
+        &mut self,
+        name: Name,
+        connection: usize,
+        isn: u32,
+        scale: Option<u8>,
+        window: u64,
+    ) {
         if let Some(numbers) = self.open.get_mut(&name).filter(|numbers| numbers.connection == connection) {
             numbers.guest_isn = isn;
             numbers.guest_scale = scale;
@@ -204,7 +211,10 @@ impl Books {
             numbers.edge = Some(numbers.edge.map_or(edge, |before| before.max(edge)));
             let bytes = acknowledged.saturating_sub(1).min(progress.guest_end.unwrap_or(u64::MAX));
             if bytes > progress.guest_wrote {
-                return fail(format!("{bytes} bytes are acknowledged, {} were written", progress.guest_wrote));
+                return fail(format!(
+                    "{bytes} bytes are acknowledged, {} were written",
+                    progress.guest_wrote
+                ));
             }
             self.acknowledgements.push(SeenAcknowledgement {
                 name,
@@ -217,7 +227,10 @@ impl Books {
         if segment.len > 0 {
             let end = position + u64::from(segment.len);
             if end > numbers.guest_edge {
-                return fail(format!("bytes up to {end} are sent, the guest has room up to {}", numbers.guest_edge));
+                return fail(format!(
+                    "bytes up to {end} are sent, the guest has room up to {}",
+                    numbers.guest_edge
+                ));
             }
             if position == 0 {
                 return fail("payload lies before the first byte".into());
@@ -226,13 +239,21 @@ impl Books {
                 return fail(format!("byte {at} of the segment {}..{end} is wrong", position - 1));
             }
             if usize::from(mtu) > 0 && end - 1 > progress.peer_wrote {
-                return fail(format!("bytes up to {} are sent, the peer wrote {}", end - 1, progress.peer_wrote));
+                return fail(format!(
+                    "bytes up to {} are sent, the peer wrote {}",
+                    end - 1,
+                    progress.peer_wrote
+                ));
             }
         }
         if flags.has(Flags::FIN) {
             let end = position + u64::from(segment.len);
             if progress.peer_end != Some(end - 1) {
-                return fail(format!("FIN at {}, the peer's stream ends at {:?}", end - 1, progress.peer_end));
+                return fail(format!(
+                    "FIN at {}, the peer's stream ends at {:?}",
+                    end - 1,
+                    progress.peer_end
+                ));
             }
         }
         Ok(())
@@ -262,9 +283,13 @@ impl Books {
         if let Some(mut numbers) = self.opening.get(&name).filter(|numbers| answers(numbers)).cloned() {
             numbers.own_isn = segment.seq.0;
             numbers.own_scale = offered;
-            let connected = self.progress.get(numbers.connection).is_some_and(|progress| progress.host_connected);
+            let connected =
+                self.progress.get(numbers.connection).is_some_and(|progress| progress.host_connected);
             if !connected {
-                return Err(format!("connection {}: SYN-ACK before the host is connected", numbers.connection));
+                return Err(format!(
+                    "connection {}: SYN-ACK before the host is connected",
+                    numbers.connection
+                ));
             }
             self.opening.remove(&name);
             self.open.insert(name, numbers);

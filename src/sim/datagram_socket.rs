@@ -7,8 +7,8 @@ use crate::frame::address::Endpoint;
 use crate::frame::checksum::Sum;
 use crate::frame::icmp;
 use crate::host::EchoKind;
-use crate::io::sockaddr;
 use crate::host::errors::QueuedError;
+use crate::io::sockaddr;
 use crate::io::{Message, Piece};
 
 use super::stream_socket::Readiness;
@@ -99,7 +99,9 @@ impl DatagramSocket {
         if len > 65_507 || (size < len && len.div_ceil(size) > 64) {
             return Err(libc::EMSGSIZE);
         }
-        if self.echo == Some(EchoKind::Raw) && self.local.address.is_v4() && Sum::default().with(&bytes).partial() != 0xffff
+        if self.echo == Some(EchoKind::Raw)
+            && self.local.address.is_v4()
+            && Sum::default().with(&bytes).partial() != 0xffff
         {
             // The kernel would send it all the same; nobody would answer.
             return Ok((len, Vec::new()));

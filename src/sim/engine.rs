@@ -99,7 +99,9 @@ impl Engine for ModelEngine {
     }
 
     fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.stage.check(fd >= super::kernel::FIRST_LINK_FD, || format!("descriptor {fd} is armed, not the link's"));
+        self.stage.check(fd >= super::kernel::FIRST_LINK_FD, || {
+            format!("descriptor {fd} is armed, not the link's")
+        });
         self.port.borrow_mut().armed = Some(token);
         Ok(())
     }

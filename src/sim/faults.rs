@@ -282,7 +282,11 @@ impl<L> FaultyLink<L> {
 
 /// The TCP segment in a frame's first bytes: the guest's and the remote endpoint (`outbound` says which is the
 /// source), where the TCP header starts, and the segment.
-fn segment_in(head: &[u8], len: usize, outbound: bool) -> Option<(Name, usize, crate::frame::tcp::SegmentHead)> {
+fn segment_in(
+    head: &[u8],
+    len: usize,
+    outbound: bool,
+) -> Option<(Name, usize, crate::frame::tcp::SegmentHead)> {
     let Content::Ip(packet) = View::parse(head, len).ok()?.content else { return None };
     let Transport::Tcp(tcp) = packet.transport else { return None };
     let source = Endpoint { address: packet.ip.source, port: tcp.source_port };

@@ -29,7 +29,11 @@ pub const FIRST_LINK_FD: RawFd = 200_000;
 
 /// The host's own addresses.
 pub fn own_address(v4: bool) -> Address {
-    if v4 { Address::v4([203, 0, 113, 9]) } else { Address::v6([0x20, 1, 0x0d, 0xb8, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]) }
+    if v4 {
+        Address::v4([203, 0, 113, 9])
+    } else {
+        Address::v6([0x20, 1, 0x0d, 0xb8, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9])
+    }
 }
 
 /// What a descriptor stands for.
@@ -172,7 +176,12 @@ impl Kernel {
     }
 
     /// A datagram socket that is bound to `port`, or to another one; the error where that one is taken.
-    pub fn add_datagram(&mut self, v4: bool, port: Option<u16>, echo: Option<EchoKind>) -> Result<(RawFd, u16), i32> {
+    pub fn add_datagram(
+        &mut self,
+        v4: bool,
+        port: Option<u16>,
+        echo: Option<EchoKind>,
+    ) -> Result<(RawFd, u16), i32> {
         let taken = |datagrams: &[DatagramSocket], port: u16| {
             datagrams.iter().any(|other| {
                 other.fd.is_some()
@@ -203,12 +212,14 @@ impl Kernel {
 
     /// hythe closes a descriptor.
     pub fn close(&mut self, fd: RawFd, reset: bool) {
-        let Some(descriptor) = usize::try_from(fd - FIRST_FD).ok().and_then(|index| self.table.get_mut(index)?.take())
+        let Some(descriptor) =
+            usize::try_from(fd - FIRST_FD).ok().and_then(|index| self.table.get_mut(index)?.take())
         else {
             self.stage.fail(format!("descriptor {fd} is closed twice"));
             return;
         };
-        self.stage.check(descriptor.watch.is_none(), || format!("descriptor {fd} is closed while it is watched"));
+        self.stage
+            .check(descriptor.watch.is_none(), || format!("descriptor {fd} is closed while it is watched"));
         match descriptor.object {
             Object::Stream(id) => {
                 let socket = &mut self.streams[id];
@@ -216,7 +227,10 @@ impl Kernel {
                 let connection = socket.connection;
                 self.for_peers.push(id);
                 self.stage.trace(1, || {
-                    format!("socket  {connection:>3} closed{}", if resets { ", the peer is reset" } else { "" })
+                    format!(
+                        "socket  {connection:>3} closed{}",
+                        if resets { ", the peer is reset" } else { "" }
+                    )
                 });
             }
             Object::Listener(id) => self.listeners[id].fd = None,
@@ -261,7 +275,9 @@ impl Kernel {
     }
 
     fn notify(&mut self, fd: RawFd, event: Readiness) {
-        let Some(watch) = self.descriptor(fd).and_then(|descriptor| descriptor.watch.as_mut()) else { return };
+        let Some(watch) = self.descriptor(fd).and_then(|descriptor| descriptor.watch.as_mut()) else {
+            return;
+        };
         let event = match watch.interest {
             Interest::Both => event,
             Interest::Readable => Readiness { writable: false, ..event },
@@ -298,7 +314,9 @@ impl Kernel {
             let Some(fd) = self.reports[engine].ready.pop_front() else { return };
             let level = self.level(fd);
             let full = self.plan.full_reports;
-            let Some(watch) = self.descriptor(fd).and_then(|descriptor| descriptor.watch.as_mut()) else { continue };
+            let Some(watch) = self.descriptor(fd).and_then(|descriptor| descriptor.watch.as_mut()) else {
+                continue;
+            };
             // A descriptor number may have been used again meanwhile, and be another engine's now.
             if !watch.listed || watch.engine != engine {
                 continue;
@@ -316,7 +334,14 @@ impl Kernel {
     // Operations.
 
     /// Carries out an operation on a socket.
-    pub fn operate(&mut self, kind: Kind, fd: RawFd, pieces: &[Piece], extra: u32, message: Option<&mut Message>) -> i32 {
+    pub fn operate(
+        &mut self,
+        kind: Kind,
+        fd: RawFd,
+        pieces: &[Piece],
+        extra: u32,
+        message: Option<&mut Message>,
+    ) -> i32 {
         self.check_pieces(kind, fd, pieces);
         match (self.object(fd), kind, message) {
             (Some(Object::Stream(id)), Kind::Send, _) => self.send(id, pieces),
@@ -382,7 +407,8 @@ impl Kernel {
         let connection = socket.connection;
         let was_shut_down = socket.shut_down && socket.standing == Standing::Open;
         if let Some(error) = socket.send_refusal() {
-            self.stage.check(!was_shut_down, || format!("connection {connection}: a send after the shutdown"));
+            self.stage
+                .check(!was_shut_down, || format!("connection {connection}: a send after the shutdown"));
             return -error;
         }
         let total: usize = pieces.iter().map(Piece::len).sum();
@@ -405,7 +431,10 @@ impl Kernel {
         let progress = &mut books.progress[connection];
         progress.taken = start + len;
         if start + len > progress.guest_wrote {
-            self.stage.fail(format!("connection {connection}: {} bytes to the peer, the guest wrote fewer", start + len));
+            self.stage.fail(format!(
+                "connection {connection}: {} bytes to the peer, the guest wrote fewer",
+                start + len
+            ));
         }
         drop(books);
         self.stage.trace(2, || format!("socket  {connection:>3} took {len} of {total} from {start}"));
@@ -428,7 +457,8 @@ impl Kernel {
             let mut filled = 0;
             while filled < piece.len() && at < available {
                 let part = piece.part(filled, (available - at) as usize);
-                let copied = part.copy_from(self.stage.pattern.slice(to_guest(connection), start + at, part.len()));
+                let copied =
+                    part.copy_from(self.stage.pattern.slice(to_guest(connection), start + at, part.len()));
                 filled += copied;
                 at += copied as u64;
             }
@@ -549,7 +579,12 @@ impl Kernel {
     }
 
     /// An ICMP error comes back for a datagram.
-    pub fn datagram_fails(&mut self, datagram: &Datagram, number: i32, queued: crate::host::errors::QueuedError) {
+    pub fn datagram_fails(
+        &mut self,
+        datagram: &Datagram,
+        number: i32,
+        queued: crate::host::errors::QueuedError,
+    ) {
         let socket = self.datagrams.iter_mut().find(|socket| {
             socket.fd.is_some() && socket.local == datagram.local && socket.echo.is_some() == datagram.echo
         });

@@ -157,9 +157,15 @@ impl ModelLink {
 
     /// Writes a TCP segment to the guest into the books.
     fn note_segment(&self, frame: &Frame) {
-        let Ok(View { content: Content::Ip(packet), .. }) = View::parse(&frame.bytes, frame.bytes.len()) else { return };
+        let Ok(View { content: Content::Ip(packet), .. }) = View::parse(&frame.bytes, frame.bytes.len())
+        else {
+            return;
+        };
         if let Transport::Tcp(tcp) = packet.transport {
-            let guest = crate::frame::address::Endpoint { address: packet.ip.destination, port: tcp.destination_port };
+            let guest = crate::frame::address::Endpoint {
+                address: packet.ip.destination,
+                port: tcp.destination_port,
+            };
             let remote = crate::frame::address::Endpoint { address: packet.ip.source, port: tcp.source_port };
             let payload = &frame.bytes[packet.transport_start + tcp.header_len..];
             let mut books = self.stage.books.borrow_mut();
@@ -180,7 +186,8 @@ impl Link for ModelLink {
     }
 
     fn begin_receive(&mut self, _operations: &mut Operations) {
-        self.stage.check(self.batch.is_empty(), || "a batch is received before the last one was released".into());
+        self.stage
+            .check(self.batch.is_empty(), || "a batch is received before the last one was released".into());
     }
 
     fn end_receive(&mut self, _operations: &Operations) -> Received {
@@ -216,7 +223,8 @@ impl Link for ModelLink {
             self.stage.fail(format!("frame {index} of a batch of {} is asked for", self.batch.len()));
             return;
         };
-        self.stage.check(from + len <= frame.len, || format!("bytes {from}+{len} of a frame of {}", frame.len));
+        self.stage
+            .check(from + len <= frame.len, || format!("bytes {from}+{len} of a frame of {}", frame.len));
         let (mut skip, mut rest) = (from, len);
         for piece in &frame.pieces {
             let skipped = skip.min(piece.len());
@@ -282,7 +290,8 @@ impl Link for ModelLink {
             Segmentation::Tcp { .. } => self.capabilities.tcp_segmentation,
             Segmentation::Udp { .. } => self.capabilities.udp_segmentation,
         };
-        self.stage.check(allowed, || format!("{:?} on a link that does not take it", frame.offload.segmentation));
+        self.stage
+            .check(allowed, || format!("{:?} on a link that does not take it", frame.offload.segmentation));
         self.note_segment(&frame);
         if frame.offload.checksum_partial && !self.capabilities.tcp_segmentation {
             Self::complete(&mut frame, head.head.transport_start, head.head.checksum_offset);
@@ -323,4 +332,3 @@ impl Link for ModelLink {
         self.port.borrow().closed
     }
 }
-

@@ -73,7 +73,8 @@ impl Peers {
         let peer = self.all.get_mut(connection)?;
         if peer.stream.is_none() && socket.standing == Standing::Open && !socket.pair {
             peer.stream = Some(id);
-            peer.program = Application::new(self.plans[connection].peer.clone(), self.random.fork(), self.stage.now());
+            peer.program =
+                Application::new(self.plans[connection].peer.clone(), self.random.fork(), self.stage.now());
         }
         Some(connection)
     }
@@ -88,7 +89,8 @@ impl Peers {
         }
         self.kernel.borrow_mut().streams[id].connection = connection;
         peer.stream = Some(id);
-        peer.program = Application::new(self.plans[connection].peer.clone(), self.random.fork(), self.stage.now());
+        peer.program =
+            Application::new(self.plans[connection].peer.clone(), self.random.fork(), self.stage.now());
         let plan = &self.plans[connection];
         let bytes = plan.peer.total + plan.guest.total;
         let after = self.random.below(bytes + 1);
@@ -196,7 +198,8 @@ impl Peers {
         let peer = &mut self.all[connection];
         let done = peer.program.read() + peer.program.written();
         let ended = peer.program.has_closed() || peer.program.has_seen_end() || peer.over;
-        let planned = peer.moves.as_mut().filter(|planned| planned.to.is_none() && done >= planned.after && !ended)?;
+        let planned =
+            peer.moves.as_mut().filter(|planned| planned.to.is_none() && done >= planned.after && !ended)?;
         let Opening::Service { remote, .. } = self.plans[connection].opening else { return None };
         let local = crate::frame::address::Endpoint { address: own_address(true), port: 50_001 };
         let plan = &self.plans[connection];

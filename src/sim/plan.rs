@@ -277,7 +277,9 @@ impl Plan {
                 ring: random.pick(&[2, 4, 16, 64, 64]),
                 scattered: random.pick(&[0, 50_000, 500_000]),
                 refused: if lossy { random.pick(&[0, 0, 10_000]) } else { 0 },
-                stalls: random.chance(200_000).then(|| (random.within((5, 100)) * MS, random.spread(30) * MS)),
+                stalls: random
+                    .chance(200_000)
+                    .then(|| (random.within((5, 100)) * MS, random.spread(30) * MS)),
             },
             wire: WirePlan {
                 latency_ns: (random.within((1_000, 50_000)), random.within((50_000, 400_000))),
@@ -297,7 +299,9 @@ impl Plan {
             },
             connections: Vec::new(),
             datagrams: Vec::new(),
-            jump: random.chance(30_000).then(|| (random.within((1, 3_000)) * MS, random.within((1, 9)) * 3600 * S)),
+            jump: random
+                .chance(30_000)
+                .then(|| (random.within((1, 3_000)) * MS, random.within((1, 9)) * 3600 * S)),
             horizon_ns: 3 * 3600 * S,
         };
         plan.horizon_ns += plan.jump.map_or(0, |(_, by)| by);
@@ -337,7 +341,11 @@ impl Plan {
         let v4 = random.chance(600_000);
         let opening = self.opening(index, v4, random);
         let headers = if v4 { 40 } else { 60 };
-        let mss = (self.mtu - headers).min(if random.chance(150_000) { random.within((400, 1400)) as u16 } else { 65_535 });
+        let mss = (self.mtu - headers).min(if random.chance(150_000) {
+            random.within((400, 1400)) as u16
+        } else {
+            65_535
+        });
         let (guest, peer) = scripts(share, random);
         let vanishes = random.chance(10_000) && peer.total > 20_000 && peer.pace == Pace::Stream;
         ConnectionPlan {
@@ -351,7 +359,11 @@ impl Plan {
                 buffer: random.within((4, 512)) << 10,
                 send_buffer: random.within((8, 512)) << 10,
                 ack_delay_ns: random.pick(&[0, MS, 40 * MS, 200 * MS]),
-                large_segment: if random.chance(700_000) { random.pick(&[65_535, 65_535, 20_000]) } else { u64::from(mss) },
+                large_segment: if random.chance(700_000) {
+                    random.pick(&[65_535, 65_535, 20_000])
+                } else {
+                    u64::from(mss)
+                },
                 congestion_max: random.pick(&[20_000, 100_000, 1 << 20]),
                 probes_with_byte: random.chance(500_000),
                 keep_alive_ns: random.chance(50_000).then(|| random.within((1, 75)) * S),
@@ -374,7 +386,11 @@ impl Plan {
                 let outcome = match random.below(24) {
                     0 => Outcome::Refused,
                     1 => Outcome::Unreachable,
-                    2 => Outcome::FailsAtOnce(random.pick(&[libc::ENETUNREACH, libc::EACCES, libc::ECONNREFUSED])),
+                    2 => Outcome::FailsAtOnce(random.pick(&[
+                        libc::ENETUNREACH,
+                        libc::EACCES,
+                        libc::ECONNREFUSED,
+                    ])),
                     3 => Outcome::Silence,
                     _ => Outcome::Connects,
                 };
@@ -390,7 +406,11 @@ impl Plan {
                     remote: Endpoint { address: remote, port: remote_port },
                     host: Endpoint { address: host, port: remote_port },
                     outcome,
-                    delay_ns: if random.chance(900_000) { random.spread(100 * MS) } else { random.spread(3 * S) },
+                    delay_ns: if random.chance(900_000) {
+                        random.spread(100 * MS)
+                    } else {
+                        random.spread(3 * S)
+                    },
                 }
             }
             60..=92 => {
@@ -501,13 +521,16 @@ fn scripts(share: u64, random: &mut Random) -> (Script, Script) {
     }
     // Not both may wait for the other one's end.
     let waits = random.below(3);
-    let closes = [waits == 1, waits == 2].map(|waits| if waits { Close::AfterEnd } else { Close::AfterWriting });
+    let closes =
+        [waits == 1, waits == 2].map(|waits| if waits { Close::AfterEnd } else { Close::AfterWriting });
     let resets = random.chance(120_000).then(|| random.below(2) as usize);
     let mut make = |side: usize| {
         let total = totals[side];
         let other = totals[1 - side];
         let reset = match resets {
-            Some(who) if who == side && random.chance(500_000) => Reset::AfterWriting(random.below(total + 1)),
+            Some(who) if who == side && random.chance(500_000) => {
+                Reset::AfterWriting(random.below(total + 1))
+            }
             Some(who) if who == side => Reset::AfterReading(random.below(other + 1)),
             _ => Reset::No,
         };

@@ -35,14 +35,19 @@ impl Servers {
     pub fn receive(&self, sent: &Datagram) -> Option<Return> {
         let content = if sent.echo { sent.bytes.get(ECHO_LEN..)? } else { &sent.bytes };
         let Some((index, number)) = identify(content).filter(|(index, _)| *index < self.plans.len()) else {
-            self.stage.fail(format!("{} bytes leave for {} that the guest did not send", sent.bytes.len(), sent.remote));
+            self.stage.fail(format!(
+                "{} bytes leave for {} that the guest did not send",
+                sent.bytes.len(),
+                sent.remote
+            ));
             return None;
         };
         let plan = &self.plans[index];
         let right = sent.remote == plan.remote
             && sent.echo == plan.echo
             && content == payload(&self.stage, index, number, plan.size);
-        self.stage.check(right, || format!("datagram {number} of conversation {index} leaves for {}", sent.remote));
+        self.stage
+            .check(right, || format!("datagram {number} of conversation {index} leaves for {}", sent.remote));
         self.stage.trace(u64::from(number) << 8 | 50, || {
             format!("server      datagram {number} of conversation {index} from port {}", sent.local.port)
         });
@@ -75,5 +80,9 @@ impl Servers {
 }
 
 fn stranger(v4: bool) -> Address {
-    if v4 { Address::v4([198, 51, 100, 250]) } else { Address::v6([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9]) }
+    if v4 {
+        Address::v4([198, 51, 100, 250])
+    } else {
+        Address::v6([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9])
+    }
 }

@@ -48,7 +48,8 @@ impl Drop for ModelSocket {
 }
 
 /// The endpoint that stands for the far end of a socketpair.
-const NOWHERE: Endpoint = Endpoint { address: crate::frame::address::Address::of_v6(std::net::Ipv6Addr::UNSPECIFIED), port: 0 };
+const NOWHERE: Endpoint =
+    Endpoint { address: crate::frame::address::Address::of_v6(std::net::Ipv6Addr::UNSPECIFIED), port: 0 };
 
 /// What all workers' sockets have in common.
 pub struct Connections {
@@ -119,8 +120,11 @@ impl ModelSockets {
             connected || kernel.streams[id].fd.is_some()
         });
         let silence_ns = if outcome == Outcome::Silence { 20_000_000_000 } else { 0 };
-        let (connection, outcome, delay_ns) =
-            if claimed { (STRAY, Outcome::Refused, STRAY_NS) } else { (connection, outcome, delay_ns + silence_ns) };
+        let (connection, outcome, delay_ns) = if claimed {
+            (STRAY, Outcome::Refused, STRAY_NS)
+        } else {
+            (connection, outcome, delay_ns + silence_ns)
+        };
         let at = Now(self.stage.now().0 + delay_ns);
         let port = plan.local_port.unwrap_or(self.next_port);
         let local = Endpoint { address: own_address(plan.destination.address.is_v4()), port };
@@ -183,7 +187,9 @@ impl Sockets for ModelSockets {
     fn seek(&mut self, socket: &ModelSocket, offset: u32) {
         let mut kernel = self.kernel.borrow_mut();
         let Some(stream) = kernel.stream(socket.fd) else { return };
-        self.stage.check(stream.peek_offset.is_some(), || "a peek offset is set that the kernel does not keep".into());
+        self.stage.check(stream.peek_offset.is_some(), || {
+            "a peek offset is set that the kernel does not keep".into()
+        });
         stream.peek_offset = Some(u64::from(offset));
     }
 
@@ -235,7 +241,9 @@ impl Sockets for ModelSockets {
     fn open_echo(&mut self, v4: bool, id: u16) -> io::Result<EchoSocket<ModelSocket>> {
         let kind = if self.random.chance(600_000) { EchoKind::Ping } else { EchoKind::Raw };
         let mut kernel = self.kernel.borrow_mut();
-        let opened = kernel.add_datagram(v4, Some(id), Some(kind)).or_else(|_| kernel.add_datagram(v4, None, Some(kind)));
+        let opened = kernel
+            .add_datagram(v4, Some(id), Some(kind))
+            .or_else(|_| kernel.add_datagram(v4, None, Some(kind)));
         let (fd, id) = opened.map_err(io::Error::from_raw_os_error)?;
         Ok(EchoSocket { socket: ModelSocket::new(fd, &self.kernel), id, kind })
     }

@@ -106,7 +106,8 @@ impl Stage {
     pub fn trace(&self, mark: u64, line: impl FnOnce() -> String) {
         let time = self.now.get().0;
         for word in [mark, time] {
-            self.fingerprint.set((self.fingerprint.get() ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23));
+            self.fingerprint
+                .set((self.fingerprint.get() ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23));
         }
         if self.tracing == Tracing::Fingerprint {
             return;

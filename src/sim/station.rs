@@ -204,7 +204,9 @@ impl Station {
         let idle = stage.activity.get() == before && !self.asleep;
         let starved = self.port.borrow().stalled;
         self.idle = if idle && !starved { self.idle + 1 } else { 0 };
-        stage.check(self.idle <= IDLE_PASSES_MAX, || "a worker spins: passes that come to nothing, and no sleep".into());
+        stage.check(self.idle <= IDLE_PASSES_MAX, || {
+            "a worker spins: passes that come to nothing, and no sleep".into()
+        });
         if self.passes % 32 == 0 || self.asleep {
             let held = self.worker.holdings().buffered_bytes_max;
             stage.check(held <= BUFFERED_MAX, || format!("a flow holds {held} bytes"));

@@ -122,7 +122,13 @@ pub struct StreamSocket {
 
 impl StreamSocket {
     /// A socket that stands somewhere.
-    pub fn new(connection: usize, local: Endpoint, remote: Endpoint, standing: Standing, buffers: (u64, u64)) -> Self {
+    pub fn new(
+        connection: usize,
+        local: Endpoint,
+        remote: Endpoint,
+        standing: Standing,
+        buffers: (u64, u64),
+    ) -> Self {
         Self {
             connection,
             pair: false,
@@ -233,10 +239,8 @@ impl StreamSocket {
     /// `SO_ERROR`, and what the error queue says beside it.
     pub fn outcome(&mut self) -> Result<(), SocketError> {
         let Some(number) = self.take_error() else { return Ok(()) };
-        let report = (number == libc::EHOSTUNREACH && self.taken == 0).then(|| IcmpReport {
-            error: IcmpError::HostUnreachable,
-            offender: Some(self.remote.address),
-        });
+        let report = (number == libc::EHOSTUNREACH && self.taken == 0)
+            .then(|| IcmpReport { error: IcmpError::HostUnreachable, offender: Some(self.remote.address) });
         Err(SocketError { number, report })
     }
 

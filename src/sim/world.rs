@@ -217,7 +217,8 @@ impl World {
     fn prepare(&mut self) {
         for number in 0..self.plan.connections.len() {
             let connection = &self.plan.connections[number];
-            let (start_ns, opening, outcome) = (connection.start_ns, connection.opening, connection.outcome());
+            let (start_ns, opening, outcome) =
+                (connection.start_ns, connection.opening, connection.outcome());
             let mut books = self.stage.books.borrow_mut();
             let progress = &mut books.progress[number];
             progress.disturbed = outcome != Ending::Closed;
@@ -292,7 +293,9 @@ impl World {
                 self.kernel.borrow_mut().settle_connects(at);
             }
             Happening::Stall(queue, on) => self.stall(queue, on),
-            Happening::Back(Return::Datagram(datagram)) => self.kernel.borrow_mut().datagram_arrives(datagram),
+            Happening::Back(Return::Datagram(datagram)) => {
+                self.kernel.borrow_mut().datagram_arrives(datagram)
+            }
             Happening::Back(Return::Error(datagram, number, queued)) => {
                 self.kernel.borrow_mut().datagram_fails(&datagram, number, queued);
             }
@@ -441,9 +444,9 @@ impl World {
                     let mut connections = self.connections.borrow_mut();
                     let place = connections.pairs.iter().position(|(known, _)| *known == fd);
                     let id = place.map(|at| connections.pairs.swap_remove(at).1);
-                    let number = connections.plans.iter().position(|plan| {
-                        matches!(plan.opening, Opening::Service { guest: who, .. } if who == guest)
-                    });
+                    let number = connections.plans.iter().position(
+                        |plan| matches!(plan.opening, Opening::Service { guest: who, .. } if who == guest),
+                    );
                     drop(connections);
                     if let (Some(id), Some(number)) = (id, number) {
                         self.peers.serve(number, id, worker, stream);
@@ -459,7 +462,8 @@ impl World {
     fn hear_listens(&mut self, number: usize, listens: bool) {
         let Opening::Inbound { answer, .. } = self.plan.connections[number].opening else { return };
         let accepts = matches!(answer, Answer::Accepts | Answer::GatewayOnly);
-        self.stage.check(listens == accepts, || format!("publication {number}: listens is told as {listens}"));
+        self.stage
+            .check(listens == accepts, || format!("publication {number}: listens is told as {listens}"));
         self.stage.trace(62, || format!("slow    {number:>3} listens: {listens}"));
         self.probes[number] += 1;
         if self.probes[number] < 3 {
@@ -578,7 +582,8 @@ impl World {
             self.stage.check(over, || "not every program came to its end".into());
             for station in &self.stations {
                 let holdings = station.worker.holdings();
-                self.stage.check(station.is_at_rest(), || format!("a worker does not come to rest: {holdings:?}"));
+                self.stage
+                    .check(station.is_at_rest(), || format!("a worker does not come to rest: {holdings:?}"));
             }
             let flows = self.office.flows.len();
             self.stage.check(flows == 0, || format!("{flows} flows stay in the table"));
@@ -593,7 +598,9 @@ impl World {
     /// Whether no datagram can have been lost.
     fn is_lossless(&self) -> bool {
         let losses = self.to_link.lost + self.to_guest.lost + self.overflowed;
-        losses == 0 && self.plan.jump.is_none() && self.stations.iter().all(|station| !station.has_dropped_for_want())
+        losses == 0
+            && self.plan.jump.is_none()
+            && self.stations.iter().all(|station| !station.has_dropped_for_want())
     }
 
     /// Ends the workers: nothing is left.
@@ -633,7 +640,9 @@ impl super::plan::ConnectionPlan {
     /// How the plan itself has the connection end, scripts of resets aside.
     fn outcome(&self) -> Ending {
         match self.opening {
-            Opening::Outbound { outcome: ConnectOutcome::Connects, .. } | Opening::Service { .. } => Ending::Closed,
+            Opening::Outbound { outcome: ConnectOutcome::Connects, .. } | Opening::Service { .. } => {
+                Ending::Closed
+            }
             Opening::Outbound { outcome: ConnectOutcome::Silence, .. } => Ending::Silence,
             Opening::Outbound { .. } => Ending::Reset,
             Opening::Inbound { answer: Answer::Accepts | Answer::GatewayOnly, .. } => Ending::Closed,

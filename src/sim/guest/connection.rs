@@ -310,7 +310,8 @@ impl Connection {
             _ if self.syn_due || self.reset_due => Some(self.stage.now()),
             _ => {
                 let open = self.state == State::Open;
-                let program = if open { self.program.next(self.room(), self.receiver.available()) } else { None };
+                let program =
+                    if open { self.program.next(self.room(), self.receiver.available()) } else { None };
                 let alive = open.then(|| self.keep_alive_at());
                 earliest([program, self.acknowledge, self.sender.deadline(), alive])
             }
@@ -319,7 +320,8 @@ impl Connection {
 
     fn keep_alive_at(&self) -> Now {
         let idle = self.tcp.keep_alive_ns.unwrap_or(KEEP_ALIVE_NS);
-        let interval = self.tcp.keep_alive_ns.map_or(KEEP_ALIVE_INTERVAL_NS, |idle| idle.min(KEEP_ALIVE_INTERVAL_NS));
+        let interval =
+            self.tcp.keep_alive_ns.map_or(KEEP_ALIVE_INTERVAL_NS, |idle| idle.min(KEEP_ALIVE_INTERVAL_NS));
         Now(self.heard.0 + idle + u64::from(self.probes) * interval)
     }
 
@@ -419,7 +421,8 @@ impl Connection {
                 emit(Outgoing { segment, offset: 0 });
             }
         }
-        if matches!(self.state, State::Open | State::Waiting) && self.acknowledge.is_some_and(|at| at <= now) {
+        if matches!(self.state, State::Open | State::Waiting) && self.acknowledge.is_some_and(|at| at <= now)
+        {
             let segment = self.head(self.sender.max(), Flags::ACK, 0);
             emit(Outgoing { segment, offset: 0 });
         }

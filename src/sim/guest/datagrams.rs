@@ -80,7 +80,11 @@ impl Conversations {
             if one.sent >= one.plan.count || one.next > now {
                 continue;
             }
-            let run = if one.plan.echo { 1 } else { one.plan.run.min(RUN_MAX).min((RUN_BYTES / one.plan.size) as u32) };
+            let run = if one.plan.echo {
+                1
+            } else {
+                one.plan.run.min(RUN_MAX).min((RUN_BYTES / one.plan.size) as u32)
+            };
             let run = run.clamp(1, one.plan.count - one.sent);
             let payload: Vec<u8> = (one.sent..one.sent + run)
                 .flat_map(|number| payload(&self.stage, index, number, one.plan.size))
@@ -91,7 +95,8 @@ impl Conversations {
                 udp_frame(&one.plan, run, &payload, self.random.chance(500_000))
             };
             let sent = one.sent;
-            self.stage.trace(u64::from(sent) << 8 | 31, || format!("guest   datagrams {index}: {run} from {sent}"));
+            self.stage
+                .trace(u64::from(sent) << 8 | 31, || format!("guest   datagrams {index}: {run} from {sent}"));
             out.push(frame);
             one.sent += run;
             one.next = Now(now.0 + one.plan.gap_ns);
@@ -116,8 +121,10 @@ impl Conversations {
             && expected == Some(from)
             && to == one.plan.guest
             && bytes == payload(&self.stage, index, number, one.plan.size);
-        self.stage.check(right, || format!("datagram {number} of conversation {index} comes from {from} for {to}"));
-        self.stage.trace(u64::from(number) << 8 | 32, || format!("guest   datagrams {index}: {number} came back"));
+        self.stage
+            .check(right, || format!("datagram {number} of conversation {index} comes from {from} for {to}"));
+        self.stage
+            .trace(u64::from(number) << 8 | 32, || format!("guest   datagrams {index}: {number} came back"));
         one.came.insert(number);
     }
 
@@ -141,7 +148,8 @@ impl Conversations {
         let to = Endpoint { address: ip.destination, port: reply.id };
         if let Some(payload) = message.get(icmp::ECHO_LEN..) {
             let number = identify(payload).map(|(_, number)| number as u16);
-            self.stage.check(number == Some(reply.sequence), || format!("echo reply {reply:?} holds {number:?}"));
+            self.stage
+                .check(number == Some(reply.sequence), || format!("echo reply {reply:?} holds {number:?}"));
             self.check(payload, from, to);
         }
     }
@@ -180,7 +188,8 @@ fn udp_frame(plan: &DatagramPlan, run: u32, payload: &[u8], partial: bool) -> Fr
     }
     bytes.truncate(head.len);
     bytes.extend_from_slice(payload);
-    let segmentation = if run > 1 { Segmentation::Udp { size: plan.size as u16 } } else { Segmentation::None };
+    let segmentation =
+        if run > 1 { Segmentation::Udp { size: plan.size as u16 } } else { Segmentation::None };
     Frame { bytes, offload: Offload { checksum_partial: partial, segmentation } }
 }
 

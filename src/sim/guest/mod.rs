@@ -184,7 +184,9 @@ impl Guest {
         let segmentation = if large { Segmentation::Tcp { size: mss } } else { Segmentation::None };
         let SegmentHead { flags, seq, ack, window, len, .. } = *segment;
         stage.trace(u64::from(seq.0) << 32 | u64::from(ack.0), || {
-            format!("guest   {number:>3} {guest} > {remote} {flags:?} {seq:?}+{len} ack {ack:?} window {window}")
+            format!(
+                "guest   {number:>3} {guest} > {remote} {flags:?} {seq:?}+{len} ack {ack:?} window {window}"
+            )
         });
         self.sent.push(Frame { bytes, offload: Offload { checksum_partial: partial, segmentation } });
     }
@@ -195,7 +197,8 @@ impl Guest {
         let head = build::tcp(&mut bytes, &route, guest.port, remote.port, reset, false);
         build::finish_checksum(&mut bytes, head, std::iter::empty());
         bytes.truncate(head.len);
-        self.stage.trace(u64::from(reset.seq.0), || format!("guest       {guest} > {remote} R {:?}", reset.seq));
+        self.stage
+            .trace(u64::from(reset.seq.0), || format!("guest       {guest} > {remote} R {:?}", reset.seq));
         self.sent.push(Frame { bytes, offload: Offload::default() });
     }
 
@@ -231,7 +234,8 @@ impl Guest {
             Transport::Icmp(_) => (1, true),
             Transport::Fragment(_) | Transport::Other(_) => return,
         };
-        let pseudo = checksum::pseudo_header(packet.ip.source, packet.ip.destination, protocol, transport.len());
+        let pseudo =
+            checksum::pseudo_header(packet.ip.source, packet.ip.destination, protocol, transport.len());
         let right = if frame.offload.checksum_partial {
             let at = if protocol == 6 { 16 } else { 6 };
             transport[at..at + 2] == pseudo.partial().to_be_bytes()
@@ -243,7 +247,9 @@ impl Guest {
         self.stage.check(right, || format!("a wrong checksum in a frame of protocol {protocol}"));
         let ip_header = if v4 { 20 } else { 40 };
         let packet_len = match (frame.offload.segmentation, packet.transport) {
-            (Segmentation::Tcp { size }, Transport::Tcp(tcp)) => ip_header + tcp.header_len + usize::from(size),
+            (Segmentation::Tcp { size }, Transport::Tcp(tcp)) => {
+                ip_header + tcp.header_len + usize::from(size)
+            }
             (Segmentation::Udp { size }, _) => ip_header + 8 + usize::from(size),
             _ => ip_header + transport.len(),
         };
@@ -323,7 +329,9 @@ impl Guest {
             self.conversations.receive_echo(ip, message);
             return;
         }
-        let Some((quoted, rest)) = message.get(8..).and_then(|quote| quote.split_at_checked(inner)) else { return };
+        let Some((quoted, rest)) = message.get(8..).and_then(|quote| quote.split_at_checked(inner)) else {
+            return;
+        };
         let (protocol, remote) = if v4 {
             (quoted[9], Address::v4([quoted[16], quoted[17], quoted[18], quoted[19]]))
         } else {

@@ -104,7 +104,11 @@ impl Receiver {
         let Some(start) = self.position(segment.seq) else { return false };
         let end = start + u64::from(segment.sequence_len());
         let edge = self.edge.max(self.next);
-        if start == end { start >= self.next && start <= edge } else { start < edge.max(self.next + 1) && end > self.next }
+        if start == end {
+            start >= self.next && start <= edge
+        } else {
+            start < edge.max(self.next + 1) && end > self.next
+        }
     }
 
     /// Whether a reset stands exactly where the next byte is expected (RFC 5961, 3.2).

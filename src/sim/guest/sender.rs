@@ -254,7 +254,8 @@ impl Sender {
             return None;
         }
         let last = self.end + u64::from(self.closed);
-        let fin_alone = self.closed && self.next == self.end && self.una >= self.end && !self.probes_with_byte;
+        let fin_alone =
+            self.closed && self.next == self.end && self.una >= self.end && !self.probes_with_byte;
         let edge = if fin_alone { last } else { self.edge };
         let limit = edge.min(self.una + self.congestion).min(last);
         if self.next >= limit {

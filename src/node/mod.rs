@@ -1,5 +1,9 @@
 //! One running hythe: the workers, the slow path, and what they share.
 
+mod provisions;
+
+pub use provisions::Provisions;
+
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,11 +21,10 @@ use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
-use crate::host::{datagram, listen};
 use crate::link::Link;
 use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
-use crate::policy::publish::{PublishedPort, PublishedProtocol};
+use crate::policy::publish::PublishedProtocol;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
@@ -31,10 +34,6 @@ use crate::worker::{Parts, Worker};
 
 /// Things that wait for a worker, or for the slow path.
 const MAILBOX: usize = 1024;
-/// Descriptors that are not flows': rings, mailboxes, listeners, the slow path's.
-const DESCRIPTORS_KEPT: u64 = 256;
-/// Raw ICMP sockets a worker gets where ping sockets are not allowed, of each family.
-const RAW_SOCKETS: usize = 32;
 /// Connects under way to one destination, and in all, of one worker.
 const CONNECTS_PER_DESTINATION: u32 = 512;
 const CONNECTS: u32 = 8192;
@@ -89,118 +88,6 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
     move |error| NodeError::System { what, error }
 }
 
-/// What a node takes from the host while it may: sockets of published ports, raw sockets, files.
-pub struct Provisions {
-    engine: EngineKind,
-    listeners: Vec<(Publication, Vec<OwnedFd>)>,
-    raw: [Vec<OwnedFd>; 2],
-    capture: Option<std::fs::File>,
-    descriptors: u64,
-    /// What the user should know.
-    pub notes: Vec<String>,
-}
-
-impl Provisions {
-    /// Opens everything that may take a right, or that may fail.
-    pub fn gather(config: &Config) -> Result<Self, NodeError> {
-        let mut notes = Vec::new();
-        let engine = config.engine.decide()?;
-        let descriptors = raise_descriptor_limit().map_err(system("cannot read the limit of descriptors"))?;
-        let mut listeners = Vec::new();
-        for port in &config.publish {
-            open_published(port, config.workers, &mut listeners)?;
-        }
-        let capture = match &config.capture {
-            None => None,
-            Some(path) => Some(
-                std::fs::File::create(path)
-                    .map_err(|error| NodeError::Capture { path: path.clone(), error })?,
-            ),
-        };
-        let raw = [false, true].map(|v4| raw_sockets(v4, config.workers, &mut notes));
-        Ok(Self { engine, listeners, raw, capture, descriptors, notes })
-    }
-
-    /// The engine that will run.
-    pub fn engine(&self) -> EngineKind {
-        self.engine
-    }
-
-    /// Descriptors that the process may have.
-    pub fn descriptors(&self) -> u64 {
-        self.descriptors
-    }
-}
-
-/// Raw sockets for echo, where ping sockets are not allowed and raw ones are.
-fn raw_sockets(v4: bool, workers: usize, notes: &mut Vec<String>) -> Vec<OwnedFd> {
-    let Err(refused) = datagram::open_ping(v4, None) else { return Vec::new() };
-    let raw: Vec<OwnedFd> = (0..workers * RAW_SOCKETS).map_while(|_| datagram::open_raw(v4).ok()).collect();
-    if raw.is_empty() {
-        notes.push(format!(
-            "the guest's {} is not answered from outside: ping sockets are not allowed here ({refused}; sysctl \
-             net.ipv4.ping_group_range), and raw sockets take CAP_NET_RAW",
-            if v4 { "ping" } else { "ping over IPv6" }
-        ));
-    }
-    raw
-}
-
-/// Raises the soft limit of descriptors to the hard one; returns it.
-fn raise_descriptor_limit() -> io::Result<u64> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft })
-}
-
-fn open_published(
-    port: &PublishedPort,
-    workers: usize,
-    listeners: &mut Vec<(Publication, Vec<OwnedFd>)>,
-) -> Result<(), NodeError> {
-    for address in &port.addresses {
-        let id = listeners.len() as u32;
-        let publication = Publication { id, guest_port: port.guest_port, protocol: port.protocol };
-        match listen::open(*address, port.host_port, port.protocol, workers) {
-            Ok(sockets) => listeners.push((publication, sockets)),
-            // A host without IPv6 publishes on IPv4 when no address was named.
-            Err(error) if port.addresses.len() > 1 && address.is_ipv6() && is_family_missing(&error) => {}
-            Err(error) => {
-                let problem = match error.raw_os_error() {
-                    Some(libc::EADDRINUSE) => {
-                        "the port is taken by another process: choose another one, or end that one".into()
-                    }
-                    Some(libc::EACCES) => format!(
-                        "ports below 1024 take root or CAP_NET_BIND_SERVICE: choose one above, or allow it (sysctl \
-                         net.ipv4.ip_unprivileged_port_start={})",
-                        port.host_port
-                    ),
-                    Some(libc::EADDRNOTAVAIL) => "the host does not have this address".into(),
-                    _ => error.to_string(),
-                };
-                return Err(NodeError::Publish {
-                    address: if address.is_ipv6() { format!("[{address}]") } else { address.to_string() },
-                    port: port.host_port,
-                    protocol: protocol_name(port.protocol),
-                    problem,
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
-fn is_family_missing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
-}
-
-fn protocol_name(protocol: PublishedProtocol) -> &'static str {
-    match protocol {
-        PublishedProtocol::Tcp => "tcp",
-        PublishedProtocol::Udp => "udp",
-    }
-}
-
 type WorkerMail = Mailbox<ToWorker<OwnedFd>>;
 
 /// A running node.
@@ -243,7 +130,7 @@ impl Node {
         let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
         let addresses = Arc::new(config.addresses.clone());
         let excluded = excluded_ports(config);
-        let sockets = provisions.descriptors.saturating_sub(DESCRIPTORS_KEPT).max(64) / count.max(1) as u64;
+        let sockets = provisions.descriptors_for_flows() / count.max(1) as u64;
         let limits = Limits {
             sockets: sockets.min(u64::from(u32::MAX)) as u32,
             connects_per_destination: CONNECTS_PER_DESTINATION,
@@ -272,14 +159,11 @@ impl Node {
 
         let mut workers = Vec::new();
         for (id, link) in links.into_iter().enumerate() {
-            let raw = provisions.raw.each_mut().map(|sockets| {
-                let share = sockets.len().min(RAW_SOCKETS);
-                sockets.split_off(sockets.len() - share)
-            });
+            let raw = provisions.take_raw();
             let seed = WorkerSeed {
                 id: id as u8,
                 link,
-                engine: provisions.engine,
+                engine: provisions.engine(),
                 core: cores.get(id % cores.len().max(1)).copied(),
                 raw,
                 published: std::mem::take(&mut inherited[id]),
