@@ -53,7 +53,7 @@ fn parse(criterion: &mut Criterion) {
         let frame_len = head.len() + PAYLOAD as usize;
         assert!(View::parse(&head, frame_len).is_ok(), "{name}");
         group.bench_function(name, |bencher| {
-            bencher.iter(|| View::parse(black_box(&head), frame_len).is_ok())
+            bencher.iter(|| View::parse(black_box(&head), frame_len).is_ok());
         });
     }
     group.finish();

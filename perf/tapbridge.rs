@@ -57,8 +57,8 @@ fn main() -> anyhow::Result<()> {
         inside.join().map_err(|_| anyhow::anyhow!("the thread in the guest's namespace has failed"))??;
     println!("ready");
     match cli.engine.decide()? {
-        EngineKind::IoUring => bridge(Uring::new()?, [here, there]),
-        EngineKind::Epoll => bridge(Epoll::new()?, [here, there]),
+        EngineKind::IoUring => bridge(Uring::new()?, &[here, there]),
+        EngineKind::Epoll => bridge(Epoll::new()?, &[here, there]),
     }
 }
 
@@ -66,15 +66,19 @@ fn create_tap() -> anyhow::Result<OwnedFd> {
     tap::create(TAP, 1)?.queues.pop().context("a tap without a queue")
 }
 
-fn bridge(mut engine: impl Engine, taps: [OwnedFd; 2]) -> anyhow::Result<()> {
-    let [here, there] = &taps;
+fn bridge(mut engine: impl Engine, taps: &[OwnedFd; 2]) -> anyhow::Result<()> {
+    let [here, there] = taps;
     let mut directions = [Direction::new(here, there), Direction::new(there, here)];
     let (mut operations, mut events) = (Operations::default(), Vec::new());
     loop {
         operations.clear();
-        directions.iter_mut().for_each(|direction| direction.begin_read(&mut operations));
+        for direction in &mut directions {
+            direction.begin_read(&mut operations);
+        }
         engine.run(&mut operations);
-        directions.iter_mut().for_each(|direction| direction.end_read(&operations));
+        for direction in &mut directions {
+            direction.end_read(&operations);
+        }
         if directions.iter().all(|direction| direction.frames.is_empty()) {
             for (number, tap) in taps.iter().enumerate() {
                 let slot = Slot { index: number as u32, generation: 0 };
@@ -85,7 +89,9 @@ fn bridge(mut engine: impl Engine, taps: [OwnedFd; 2]) -> anyhow::Result<()> {
             continue;
         }
         operations.clear();
-        directions.iter_mut().for_each(|direction| direction.write(&mut operations));
+        for direction in &mut directions {
+            direction.write(&mut operations);
+        }
         // A frame that the other side does not take is lost, as on a wire.
         engine.run(&mut operations);
     }

@@ -15,6 +15,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
+use crate::observe::recorder;
 use crate::{exchange, slow};
 
 /// What is given up could not be given up.
@@ -65,6 +66,8 @@ pub enum Thread {
     Worker(EngineKind),
     /// The slow path.
     Slow,
+    /// The writer of captures.
+    Recorder,
 }
 
 /// What memory, threads, logging and the runtime take, whatever a thread does.
@@ -94,7 +97,14 @@ const RUNTIME: &[c_long] = &[
     libc::SYS_gettid,
     libc::SYS_getpid,
     libc::SYS_tgkill,
+    // The allocator counts processors before it makes its ninth arena.
+    libc::SYS_sched_getaffinity,
 ];
+
+/// What the C library tries of its own accord and does without when it is refused: the allocator reads
+/// /proc/sys/vm/overcommit_memory before it gives a thread's memory back for the first time. No offence, then, but not
+/// allowed either.
+const REFUSED: &[c_long] = &[libc::SYS_openat];
 
 /// What a worker takes on any engine.
 const WORKER: &[&[c_long]] = &[
@@ -116,27 +126,39 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
         Thread::Slow => {
             vec![slow::SYSTEM_CALLS, slow::dns::SYSTEM_CALLS, listen::SYSTEM_CALLS, exchange::SYSTEM_CALLS]
         }
+        Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()
 }
 
-fn program(thread: Thread) -> Result<BpfProgram, SandboxError> {
+fn program(
+    calls: impl Iterator<Item = c_long>,
+    others: SeccompAction,
+    these: SeccompAction,
+) -> Result<BpfProgram, SandboxError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(failed("seccomp"))?;
-    let rules: BTreeMap<i64, Vec<_>> =
-        system_calls(thread).into_iter().map(|call| (call, Vec::new())).collect();
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)
-        .and_then(TryInto::try_into)
-        .map_err(failed("seccomp"))
+    let rules: BTreeMap<i64, Vec<_>> = calls.map(|call| (call, Vec::new())).collect();
+    SeccompFilter::new(rules, others, these, arch).and_then(TryInto::try_into).map_err(failed("seccomp"))
 }
 
 /// Limits the calling thread to the system calls of its kind.
 pub fn limit_system_calls(thread: Thread) -> Result<(), SandboxError> {
-    seccompiler::apply_filter(&program(thread)?).map_err(failed("seccomp"))
+    let allowed = system_calls(thread);
+    let refused: Vec<c_long> = REFUSED.iter().copied().filter(|call| !allowed.contains(call)).collect();
+    // Of the answers of several filters the strictest counts: the second one passes on what the first one refuses.
+    let refusing =
+        program(refused.iter().copied(), SeccompAction::Allow, SeccompAction::Errno(libc::EACCES as u32))?;
+    let limiting =
+        program(allowed.into_iter().chain(refused), SeccompAction::KillProcess, SeccompAction::Allow)?;
+    seccompiler::apply_filter(&refusing).map_err(failed("seccomp"))?;
+    seccompiler::apply_filter(&limiting).map_err(failed("seccomp"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::WaitStatus;
 
     #[test]
     fn no_thread_may_start_programs_or_open_new_ways_in() {
@@ -153,7 +175,8 @@ mod tests {
             libc::SYS_io_uring_register,
             libc::SYS_bpf,
         ];
-        for thread in [Thread::Worker(EngineKind::IoUring), Thread::Worker(EngineKind::Epoll), Thread::Slow] {
+        let workers = [EngineKind::IoUring, EngineKind::Epoll].map(Thread::Worker);
+        for thread in workers.into_iter().chain([Thread::Slow, Thread::Recorder]) {
             let allowed = system_calls(thread);
             for call in forbidden {
                 assert!(!allowed.contains(&call), "{thread:?} may call {call}");
@@ -163,28 +186,46 @@ mod tests {
         assert!(!worker.contains(&libc::SYS_openat), "a worker opens no file");
     }
 
-    #[test]
-    fn a_call_outside_the_list_ends_the_process() {
-        // In a process of its own: the filter cannot be taken off again.
+    /// What becomes of a process that limits itself as a worker does and then makes a call; its status is the call's
+    /// error. In a process of its own: the filters cannot be taken off again.
+    #[allow(unsafe_code)]
+    fn after_call(call: fn()) -> WaitStatus {
         // SAFETY: the child makes system calls only, and ends without running anything of the parent's.
-        #[allow(unsafe_code)]
         let child = unsafe { libc::fork() };
         if child == 0 {
             let limited =
                 drop_capabilities().and_then(|()| limit_system_calls(Thread::Worker(EngineKind::Epoll)));
-            #[allow(unsafe_code)]
-            // SAFETY: as above.
-            unsafe {
-                if limited.is_ok() {
-                    libc::syscall(libc::SYS_getppid);
-                }
-                libc::_exit(0);
+            if limited.is_ok() {
+                call();
             }
+            let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(error) }
         }
-        let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap();
-        assert!(
-            matches!(status, nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGSYS, _)),
-            "{status:?}"
-        );
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap()
+    }
+
+    #[test]
+    fn a_call_outside_the_list_ends_the_process() {
+        let status = after_call(|| {
+            // SAFETY: no memory is passed.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::syscall(libc::SYS_getppid);
+            }
+        });
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{status:?}");
+    }
+
+    #[test]
+    fn what_the_allocator_tries_to_read_is_refused_and_no_offence() {
+        let status = after_call(|| {
+            // SAFETY: the path ends with a zero.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::open(c"/proc/sys/vm/overcommit_memory".as_ptr(), libc::O_RDONLY);
+            }
+        });
+        assert!(matches!(status, WaitStatus::Exited(_, libc::EACCES)), "{status:?}");
     }
 }

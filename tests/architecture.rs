@@ -15,16 +15,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("relay", &["frame", "time"]),
     ("io", &["frame"]),
     ("policy", &["frame"]),
-    ("observe", &["frame"]),
     ("link", &["frame", "io"]),
     ("exchange", &["frame", "flow", "io", "link", "policy"]),
+    ("observe", &["exchange", "frame"]),
     ("host", &["frame", "flow", "io", "policy"]),
     ("worker", &["exchange", "flow", "frame", "host", "io", "link", "observe", "policy", "relay", "time"]),
     ("netlink", &["frame"]),
     ("config", &["frame", "host", "netlink", "policy"]),
     ("namespace", &["config", "frame", "host", "link", "netlink"]),
     ("slow", &["exchange", "frame", "host", "namespace", "observe", "policy", "relay", "time"]),
-    ("sandbox", &["exchange", "host", "slow"]),
+    ("sandbox", &["exchange", "host", "observe", "slow"]),
     (
         "node",
         &[

@@ -42,7 +42,7 @@ class Metric:
     is_quick: bool = False
     # Only about programs: the kernel's bounds have no process.
     of_forwarder: bool = False
-    # "every" round; or once, because it wants a program that has done nothing yet ("first") or leaves traces ("last").
+    # "every" round; or once: it wants a program that has done nothing yet ("first"), or leaves traces in it ("last").
     when: str = "every"
 
 
@@ -85,15 +85,14 @@ def datagrams(direction, *options):
 
 
 def ping(ends, _seconds):
-    """The mean round trip of echo requests."""
+    """Round trips of echo requests."""
     way = ends.outward
-    words = ["ping", "-n", "-q", "-c", PINGS, "-i", 0.005, "-W", 1, way.address]
-    said = way.client.run(words, check=False)
-    times = re.search(r"= ([\d.]+)/([\d.]+)/([\d.]+)", said)
-    if not times:
+    said = way.client.run(["ping", "-n", "-c", PINGS, "-i", 0.005, "-W", 1, way.address], check=False)
+    times_us = sorted(1000 * float(time) for time in re.findall(r"time=([\d.]+) ms", said))
+    if not times_us:
         raise Failed(f"ping: {said[-200:].strip()}")
-    smallest, mean, largest = (1000 * float(time) for time in times.groups())
-    return Reading(mean, detail={"min_us": smallest, "max_us": largest})
+    detail = {"answers": len(times_us), "max_us": times_us[-1]}
+    return Reading(statistics.median(times_us), also={"p99": times_us[len(times_us) * 99 // 100]}, detail=detail)
 
 
 def memory_idle(ends, _seconds):
@@ -133,6 +132,8 @@ def black_hole(ends, seconds):
 
 ALL = {metric.name: metric for metric in (
     Metric("memory_idle", "Memory, nothing moved yet", "kB", memory_idle, False, of_forwarder=True, when="first"),
+    Metric("memory_held", f"Memory of an idle connection ({IDLE_CONNECTIONS:,} held)", "kB", memory_held, False,
+           of_forwarder=True, when="first"),
     Metric("tcp_out_1", "TCP out, 1 stream", "Mbit/s", bulk("outward"), is_bulk=True, is_quick=True),
     Metric("tcp_rev_1", "TCP out, data back, 1 stream", "Mbit/s", bulk("outward", "--reverse"), is_bulk=True, is_quick=True),
     Metric("tcp_in_1", "TCP in, 1 stream", "Mbit/s", bulk("inward"), is_bulk=True, is_quick=True),
@@ -152,8 +153,6 @@ ALL = {metric.name: metric for metric in (
     Metric("udp_out", "UDP out, 1,400-byte datagrams", "/s", datagrams("outward"), is_quick=True),
     Metric("udp_out_gso", "UDP out, segmented by the kernel", "/s", datagrams("outward", "--gso")),
     Metric("udp_in", "UDP in, 1,400-byte datagrams", "/s", datagrams("inward")),
-    Metric("memory_held", f"Memory of an idle connection ({IDLE_CONNECTIONS:,} held)", "kB", memory_held, False,
-           of_forwarder=True, when="last"),
     Metric("black_hole", f"p99 of a connect beside {DIALS:,} that nobody answers, against without", "×", black_hole, False,
            when="last"),
 )}

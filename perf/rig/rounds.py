@@ -92,8 +92,9 @@ class Rounds:
         self.notes.append(text)
         self.say(text)
 
-    def go(self, rounds, seconds):
-        """Measures. The backends take turns at the first place, so that none has the machine's warmth to itself."""
+    def go(self, rounds, seconds, patience_s):
+        """Measures. The backends take turns at the first place, so that none has the machine's warmth to
+        itself; each waits so long at the most for the machine to be quiet."""
         for number in range(rounds):
             due = {"every"} | ({"first"} if number == 0 else set()) | ({"last"} if number == rounds - 1 else set())
             for place, metric in enumerate(self.metrics):
@@ -102,16 +103,16 @@ class Rounds:
                 turn = (number + place) % max(1, len(self.worlds))
                 for world in self.worlds[turn:] + self.worlds[:turn]:    # A copy: one may leave.
                     if world.forwarder_pid or not metric.of_forwarder:
-                        self._measure(world, metric, number, seconds)
+                        self._measure(world, metric, number, seconds, patience_s)
         for world in self.worlds:
             if world.restarts:
                 self.note(f"{world.backend.name} was started anew {world.restarts} times: "
                           f"it had failed, or held more than {RSS_MAX_KB >> 10} MiB")
 
-    def _measure(self, world, metric, number, seconds):
+    def _measure(self, world, metric, number, seconds, patience_s):
         run = Run(world.backend.name, metric.name, number + 1)
         self.runs.append(run)
-        wait_for_quiet(self.outside, PATIENCE_S)
+        wait_for_quiet(self.outside, patience_s)
         try:
             measured(run, world, metric, seconds, self.outside)
         except Failed as failure:

@@ -11,6 +11,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Connections that the kernel may complete before they are accepted.
 const BACKLOG: i32 = 4096;
 
+const DATAGRAM_MAX: usize = 65_536;
+
 /// A socket at a port of all addresses, of both families.
 pub fn bound(port: u16, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
@@ -64,8 +66,13 @@ pub fn run(port: u16) -> io::Result<()> {
     listener.listen(BACKLOG)?;
     let listener = TcpListener::from(listener);
     let datagrams = UdpSocket::from(bound(port, Type::DGRAM)?);
-    let mut server =
-        Server { epoll: Epoll::new(EpollCreateFlags::empty())?, listener, datagrams, clients: Vec::new() };
+    let mut server = Server {
+        epoll: Epoll::new(EpollCreateFlags::empty())?,
+        listener,
+        datagrams,
+        datagram: vec![0; DATAGRAM_MAX],
+        clients: Vec::new(),
+    };
     for fd in [server.listener.as_raw_fd(), server.datagrams.as_raw_fd()] {
         server.clients.resize_with(server.clients.len().max(fd as usize + 1), || None);
     }
@@ -85,6 +92,8 @@ struct Server {
     epoll: Epoll,
     listener: TcpListener,
     datagrams: UdpSocket,
+    /// A datagram on its way back.
+    datagram: Vec<u8>,
     /// By descriptor.
     clients: Vec<Option<Client>>,
 }
@@ -123,10 +132,9 @@ impl Server {
         Ok(())
     }
 
-    fn return_datagram(&self) -> io::Result<()> {
-        let mut bytes = [0; 65_536];
-        let (len, from) = self.datagrams.recv_from(&mut bytes)?;
-        self.datagrams.send_to(&bytes[..len], from)?;
+    fn return_datagram(&mut self) -> io::Result<()> {
+        let (len, from) = self.datagrams.recv_from(&mut self.datagram)?;
+        self.datagrams.send_to(&self.datagram[..len], from)?;
         Ok(())
     }
 }

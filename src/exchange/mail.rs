@@ -52,6 +52,21 @@ pub struct Publication {
     pub protocol: PublishedProtocol,
 }
 
+/// What the recorder is told.
+pub enum ToRecorder {
+    /// A copy of a frame.
+    Frame {
+        /// When it passed, in nanoseconds since the epoch.
+        time_ns: u64,
+        /// Whether it came from the guest.
+        outbound: bool,
+        /// The frame.
+        bytes: Vec<u8>,
+    },
+    /// There are no more.
+    End,
+}
+
 /// What a worker is told; `S` is a socket.
 pub enum ToWorker<S> {
     /// A whole frame for the guest, checksums complete.
@@ -148,14 +163,5 @@ pub enum ToSlow {
         publication: u32,
         /// Whether somebody listens there.
         listens: bool,
-    },
-    /// A copy of a frame, for capture.
-    Captured {
-        /// When, in nanoseconds since the epoch.
-        time_ns: u64,
-        /// Whether it came from the guest.
-        outbound: bool,
-        /// The frame.
-        bytes: Vec<u8>,
     },
 }

@@ -55,7 +55,8 @@ impl SocketError {
         }
         let local = |error| Answer::Icmp(IcmpReport { error, offender: None });
         match self.number {
-            libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT => {
+            // EINVAL is what a blackhole route says (ip-route(8)).
+            libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::EINVAL => {
                 local(IcmpError::NetworkUnreachable)
             }
             libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ETIMEDOUT => local(IcmpError::HostUnreachable),
@@ -169,6 +170,7 @@ mod tests {
         assert_eq!(icmp(libc::ENETUNREACH), Some(IcmpError::NetworkUnreachable));
         assert_eq!(icmp(libc::EHOSTUNREACH), Some(IcmpError::HostUnreachable));
         assert_eq!(icmp(libc::EACCES), Some(IcmpError::Prohibited));
+        assert_eq!(icmp(libc::EINVAL), Some(IcmpError::NetworkUnreachable), "a blackhole route");
         let report = IcmpReport { error: IcmpError::PortUnreachable, offender: None };
         let refused = SocketError { number: libc::ECONNREFUSED, report: Some(report) };
         assert_eq!(refused.answer(), Answer::Refused);

@@ -14,7 +14,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::config::Config;
-use crate::exchange::mail::{Publication, ToSlow, ToWorker};
+use crate::exchange::mail::{Publication, ToRecorder, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
 use crate::flow::key::HashSecret;
@@ -24,6 +24,7 @@ use crate::host::kernel::KernelSockets;
 use crate::link::Link;
 use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
+use crate::observe::recorder::Recorder;
 use crate::policy::publish::PublishedProtocol;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
@@ -95,6 +96,7 @@ pub struct Node {
     workers: Vec<JoinHandle<()>>,
     worker_mail: Vec<WorkerMail>,
     slow: Option<JoinHandle<()>>,
+    recorder: Option<Recorder>,
     slow_stop: Arc<Waker>,
     counters: Vec<Arc<Counters>>,
     ended: Arc<Waker>,
@@ -142,6 +144,13 @@ impl Node {
             tracing::info!(files_shut = shut, "rights are given up");
         }
 
+        let sandboxed = config.sandbox;
+        let recorder = provisions
+            .capture
+            .take()
+            .map(|file| Recorder::start(file, move || limit(sandboxed, sandbox::Thread::Recorder)))
+            .transpose()
+            .map_err(system("cannot start a thread"))?;
         let mut published = slow::publish::Published::default();
         for (publication, sockets) in &provisions.listeners {
             if publication.protocol == PublishedProtocol::Tcp && config.mirror_refusal {
@@ -178,7 +187,7 @@ impl Node {
                 slow: slow_mail.clone(),
                 excluded: excluded.clone(),
                 secret: secret(),
-                capture: provisions.capture.is_some(),
+                recorder: recorder.as_ref().map(Recorder::mail),
                 guest_in_kernel: broker.is_some(),
                 ended: ended.clone(),
             };
@@ -198,11 +207,10 @@ impl Node {
             search,
             host_has_ipv6: config.host_has_ipv6,
             published,
-            capture: provisions.capture,
             broker,
             counters: counters[count].clone(),
         };
-        let (slow_ended, sandboxed) = (ended.clone(), config.sandbox);
+        let slow_ended = ended.clone();
         let slow = std::thread::Builder::new()
             .name("slow".into())
             .spawn(move || {
@@ -210,7 +218,7 @@ impl Node {
                 slow_ended.signal();
             })
             .map_err(system("cannot start a thread"))?;
-        Ok(Self { workers, worker_mail, slow: Some(slow), slow_stop, counters, ended })
+        Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended })
     }
 
     /// The descriptor that becomes readable when a thread has ended.
@@ -237,6 +245,9 @@ impl Node {
         self.slow_stop.signal();
         if let Some(slow) = self.slow.take() {
             let _ = slow.join();
+        }
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish();
         }
         self.report()
     }
@@ -290,7 +301,7 @@ struct WorkerSeed<L> {
     slow: Mailbox<ToSlow>,
     excluded: PortSet,
     secret: [u64; 2],
-    capture: bool,
+    recorder: Option<Mailbox<ToRecorder>>,
     guest_in_kernel: bool,
     ended: Arc<Waker>,
 }
@@ -337,7 +348,7 @@ impl<L: Link> WorkerSeed<L> {
             guest_in_kernel: self.guest_in_kernel,
             excluded_ports: self.excluded,
             secret: self.secret,
-            capture: self.capture,
+            recorder: self.recorder,
             spin: self.config.spin,
             now,
         })?;

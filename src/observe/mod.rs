@@ -1,4 +1,5 @@
-//! What hythe tells about itself: counters by cause, latency histograms, captures.
+//! What hythe tells about itself: counters by cause, and captures.
 
 pub mod capture;
 pub mod counters;
+pub mod recorder;

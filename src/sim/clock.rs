@@ -34,6 +34,11 @@ impl<T> Agenda<T> {
         (entry.key().0 <= now.0).then(|| entry.remove())
     }
 
+    /// Whether something of a kind is to happen.
+    pub fn any(&self, is: impl Fn(&T) -> bool) -> bool {
+        self.entries.values().any(is)
+    }
+
     /// How many things are to happen.
     pub fn len(&self) -> usize {
         self.entries.len()

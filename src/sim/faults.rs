@@ -1,8 +1,8 @@
 //! Planted bugs: the checkers are checked.
 //!
 //! Each fault is a bug that the worker could have, put where it would show: at the seams (engine, sockets, link, and the
-//! heads of segments on their way out) by the wrappers below, and where no seam sees it by one line in the worker that
-//! asks [`planted`]. Without a fault the wrappers pass everything through.
+//! heads of segments on their way out) by the wrappers below, and where no seam sees it by a step that the worker leaves
+//! out ([`Omission`]). Without a fault the wrappers pass everything through.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ use crate::host::tcp::Accepted;
 use crate::host::{ConnectPlan, EchoKind, EchoSocket, Sockets};
 use crate::io::{Kind, Operations, Piece};
 use crate::link::{Capabilities, InboundHead, Link, OutboundFrame, Received, Space};
+
+use crate::worker::simulated::{Omission, omit};
 
 use super::check::Name;
 use super::random::Random;
@@ -85,7 +87,7 @@ thread_local! {
 }
 
 /// Whether this bug is planted in the world that runs on this thread.
-pub fn planted(fault: Fault) -> bool {
+fn planted(fault: Fault) -> bool {
     PLANTED.get() == Some(fault)
 }
 
@@ -96,6 +98,12 @@ impl Planting {
     /// Plants a bug, or none, on this thread.
     pub fn of(fault: Option<Fault>) -> Self {
         PLANTED.set(fault);
+        omit(match fault {
+            Some(Fault::TimeoutNotRearmed) => Some(Omission::RearmTimeout),
+            Some(Fault::MappingLeaked) => Some(Omission::CloseMapping),
+            Some(Fault::HandedOverLost) => Some(Omission::FindOwner),
+            _ => None,
+        });
         Self(())
     }
 }
@@ -103,6 +111,7 @@ impl Planting {
 impl Drop for Planting {
     fn drop(&mut self) {
         PLANTED.set(None);
+        omit(None);
     }
 }
 
@@ -169,7 +178,7 @@ impl<E: Engine> Engine for FaultyEngine<E> {
             events.retain(|_| !self.random.chance(100_000));
         }
         if planted(Fault::StaleHandle) {
-            for event in events {
+            for event in events.iter_mut() {
                 let Slot { index, .. } = event.token.slot;
                 if let Some(latest) = self.latest.get(&(event.token.kind, index)) {
                     event.token = *latest;

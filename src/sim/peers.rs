@@ -99,8 +99,12 @@ impl Peers {
 
     /// Whether the peer of a connection has nothing more to do.
     pub fn is_over(&self, connection: usize) -> bool {
-        let peer = &self.all[connection];
-        peer.over || peer.stream.is_none()
+        self.all[connection].over
+    }
+
+    /// Whether a connection has come as far as its peer.
+    pub fn has_begun(&self, connection: usize) -> bool {
+        self.all[connection].stream.is_some()
     }
 
     /// When the peer of a connection has something to do next.
@@ -163,7 +167,7 @@ impl Peers {
         drop(kernel);
         if done {
             self.finish(connection, Ending::Closed);
-        } else if closed && !moving {
+        } else if closed && !moving && !self.all[connection].program.has_closed() {
             // Whatever it writes now is answered by a reset.
             self.finish(connection, Ending::Reset);
         }

@@ -277,9 +277,10 @@ impl Plan {
                 ring: random.pick(&[2, 4, 16, 64, 64]),
                 scattered: random.pick(&[0, 50_000, 500_000]),
                 refused: if lossy { random.pick(&[0, 0, 10_000]) } else { 0 },
-                stalls: random
-                    .chance(200_000)
-                    .then(|| (random.within((5, 100)) * MS, random.spread(30) * MS)),
+                stalls: random.chance(200_000).then(|| {
+                    let every_ns = random.within((5, 100)) * MS;
+                    (every_ns, random.spread(30 * MS).min(every_ns / 3))
+                }),
             },
             wire: WirePlan {
                 latency_ns: (random.within((1_000, 50_000)), random.within((50_000, 400_000))),
@@ -330,6 +331,7 @@ impl Plan {
             if let Some(first) = again.cloned() {
                 let mut second = self.connection(self.connections.len(), share / 4, random);
                 second.opening = first.opening;
+                second.tcp.mss = first.tcp.mss;
                 second.guest_vanishes = None;
                 second.start_ns = u64::MAX;
                 self.connections.push(second);
@@ -535,7 +537,8 @@ fn scripts(share: u64, random: &mut Random) -> (Script, Script) {
             _ => Reset::No,
         };
         let slow = random.chance(150_000);
-        let chunk = random.spread(100_000);
+        // Not so small that a stream takes for ever.
+        let chunk = random.spread(100_000).max(total / 2_000);
         Script {
             total,
             pace: paces[side],

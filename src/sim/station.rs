@@ -138,7 +138,7 @@ impl Office {
             guest_in_kernel: false,
             excluded_ports: PortSet::default(),
             secret: self.secret,
-            capture: false,
+            recorder: None,
             spin: Duration::ZERO,
             now: stage.now(),
         };

@@ -194,7 +194,6 @@ impl World {
     fn run(&mut self) {
         self.prepare();
         let horizon = START.0 + self.plan.horizon_ns;
-        let mut over = false;
         while !self.stage.has_failed() {
             let Some(at) = self.agenda.next() else { break };
             if at.0 > horizon {
@@ -205,8 +204,7 @@ impl World {
             let Some(happening) = self.agenda.take(at) else { break };
             self.happen(happening, at);
             self.attend();
-            over = over || self.is_over();
-            if over && self.is_at_rest() {
+            if self.is_over() && self.is_at_rest() {
                 break;
             }
         }
@@ -263,7 +261,9 @@ impl World {
 
     fn happen(&mut self, happening: Happening, at: Now) {
         match happening {
-            Happening::Pass(index) if self.stations[index].due == Some(at) => self.pass(index),
+            Happening::Pass(index) if self.stations[index].due.is_some_and(|due| due <= at) => {
+                self.pass(index)
+            }
             Happening::Pass(_) => {}
             Happening::ToLink(queue, frame) => {
                 let mut port = self.stations[queue].port.borrow_mut();
@@ -454,7 +454,7 @@ impl World {
                     }
                 }
                 ToSlow::Listens { publication, listens } => self.hear_listens(publication as usize, listens),
-                ToSlow::Frame { .. } | ToSlow::WantSockets { .. } | ToSlow::Captured { .. } => {}
+                ToSlow::Frame { .. } | ToSlow::WantSockets { .. } => {}
             }
         }
     }
@@ -544,7 +544,7 @@ impl World {
     /// The connection that has the name of another one begins soon after that one is over.
     fn begin_again(&mut self) {
         let Some((first, second)) = self.again else { return };
-        if self.guest.is_over(first) && self.peers.is_over(first) {
+        if self.guest.is_over(first) && (self.peers.is_over(first) || !self.peers.has_begun(first)) {
             self.again = None;
             let least = self.plan.wire.late_ns.1 + 100 * MS;
             let at = self.after((least, least + 4 * S));
@@ -559,21 +559,30 @@ impl World {
         let over = |number: usize| {
             let inbound = matches!(self.plan.connections[number].opening, Opening::Inbound { .. });
             let guest = self.guest.is_over(number) || (inbound && !self.guest.has_begun(number));
-            self.started[number] && guest && self.peers.is_over(number)
+            let peer = self.peers.is_over(number) || (!inbound && !self.peers.has_begun(number));
+            self.started[number] && guest && peer
         };
         self.again.is_none() && (0..self.started.len()).all(over) && self.guest.conversations.next().is_none()
     }
 
+    /// Whether nothing is on its way and no worker holds on to anything.
     fn is_at_rest(&self) -> bool {
-        self.stations.iter().all(Station::is_at_rest)
+        let idle = |happening: &Happening| {
+            matches!(happening, Happening::Pass(_) | Happening::Stall(..) | Happening::Guest | Happening::Outcomes)
+        };
+        self.stations.iter().all(Station::is_at_rest) && !self.agenda.any(|happening| !idle(happening))
     }
 
     fn conclude(&mut self) {
+        let lossless = self.is_lossless();
         if !self.stage.has_failed() {
             for number in 0..self.started.len() {
                 if !self.guest.has_begun(number) {
                     let mut books = self.stage.books.borrow_mut();
-                    books.progress[number].guest_over.get_or_insert(Ending::Silence);
+                    let progress = &mut books.progress[number];
+                    progress.guest_over.get_or_insert(Ending::Silence);
+                    // Every attempt may have been lost, or found no room.
+                    progress.disturbed |= !lossless;
                 }
             }
             let right = self.stage.books.borrow().conclude();
@@ -587,7 +596,6 @@ impl World {
             }
             let flows = self.office.flows.len();
             self.stage.check(flows == 0, || format!("{flows} flows stay in the table"));
-            let lossless = self.is_lossless();
             self.stage.expect(self.guest.conversations.conclude(lossless));
         }
         if !self.stage.has_failed() {

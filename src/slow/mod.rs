@@ -20,7 +20,7 @@ pub mod neighbours;
 pub mod publish;
 mod readable;
 
-use std::fs::File;
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -38,7 +38,6 @@ use crate::frame::drop_reason::DropReason;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
 use crate::namespace::channel::Channel;
-use crate::observe::capture::Capture;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
 use crate::time::Now;
@@ -94,8 +93,6 @@ pub struct Parts {
     pub host_has_ipv6: bool,
     /// Published TCP ports that follow the guest.
     pub published: publish::Published,
-    /// Where frames are written.
-    pub capture: Option<File>,
     /// The channel to the helper that opens sockets in the guest's namespace, where there is one.
     pub broker: Option<Channel>,
     /// Its counters.
@@ -155,8 +152,7 @@ struct Slow {
     dhcp: dhcp::DhcpConfig,
     dhcpv6: dhcpv6::Dhcpv6Config,
     fragments: fragments::Fragments,
-    published: publish::Published,
-    capture: Option<Capture<File>>,
+    published: Rc<RefCell<publish::Published>>,
     broker: Option<Rc<broker::Broker>>,
 }
 
@@ -243,9 +239,8 @@ impl Slow {
             },
             dhcpv6: dhcpv6::Dhcpv6Config { lease_s: LEASE_S, dns: Vec::new(), search },
             fragments: fragments::Fragments::default(),
-            published: parts.published,
+            published: Rc::new(RefCell::new(parts.published)),
             broker: broker.map(Rc::new),
-            capture: parts.capture.map(Capture::new).transpose()?,
         })
     }
 
@@ -263,7 +258,6 @@ impl Slow {
                 }
             }
             ToSlow::Listens { publication, listens } => self.listens(publication, listens),
-            ToSlow::Captured { time_ns, outbound, bytes } => self.write_capture(time_ns, outbound, &bytes),
         }
     }
 
@@ -358,21 +352,22 @@ impl Slow {
         }
     }
 
-    fn listens(&mut self, publication: u32, listens: bool) {
-        let Some(probe) = self.published.told(publication, listens) else { return };
-        let Some(worker) = self.to_guest.workers.first().cloned() else { return };
-        spawn_local(async move {
-            tokio::time::sleep(probe.after).await;
-            // A probe that does not fit is made up for by the next refusal.
-            let _ = worker.put(ToWorker::Probe(probe.publication));
-        });
-    }
-
-    fn write_capture(&mut self, time_ns: u64, outbound: bool, bytes: &[u8]) {
-        let Some(capture) = &mut self.capture else { return };
-        if let Err(error) = capture.frame(time_ns, outbound, bytes) {
-            tracing::warn!(%error, "the capture ends here: its file cannot be written");
-            self.capture = None;
+    fn listens(&self, publication: u32, listens: bool) {
+        if listens {
+            return self.published.borrow_mut().guest_listens(publication);
         }
+        let Some(refusal) = self.published.borrow_mut().guest_refuses(publication) else { return };
+        let Some(worker) = self.to_guest.workers.first().cloned() else { return };
+        let published = self.published.clone();
+        spawn_local(async move {
+            for pause in publish::Pauses::default() {
+                tokio::time::sleep(pause).await;
+                if !published.borrow().lasts(&refusal) {
+                    return;
+                }
+                // One that does not fit is made up for by the next.
+                let _ = worker.put(ToWorker::Probe(refusal.publication));
+            }
+        });
     }
 }

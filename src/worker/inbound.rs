@@ -1,6 +1,6 @@
 //! To the guest: heads, space, and what hythe itself has to say.
 
-use crate::exchange::mail::ToSlow;
+use crate::exchange::mail::ToRecorder;
 use crate::frame::address::Address;
 use crate::frame::build::{self, Head, Route};
 use crate::frame::drop_reason::DropReason;
@@ -43,7 +43,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// A frame is complete.
     pub(super) fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
-        if self.capture {
+        if self.recorder.is_some() {
             self.capture_inbound(space, head, payload_len);
         }
         self.link.commit(space, head, payload_len);
@@ -88,11 +88,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.capture_bytes(false, bytes);
     }
 
-    /// Mails a copy of a frame to the writer of the capture.
+    /// Mails a copy of a frame to the recorder.
     pub(super) fn capture_bytes(&self, outbound: bool, bytes: Vec<u8>) {
+        let Some(recorder) = &self.recorder else { return };
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let time_ns = time.map_or(0, |time| time.as_nanos() as u64);
-        if self.slow.put(ToSlow::Captured { time_ns, outbound, bytes }).is_err() {
+        if recorder.put(ToRecorder::Frame { time_ns, outbound, bytes }).is_err() {
             self.drop_frame(DropReason::CaptureFull);
         }
     }

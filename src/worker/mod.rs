@@ -28,7 +28,7 @@ mod streams;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::exchange::mail::{OwnedFrame, Publication, ToSlow, ToWorker};
+use crate::exchange::mail::{OwnedFrame, Publication, ToRecorder, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::{Admission, Limits};
 use crate::flow::slab::{Slab, Slot};
@@ -103,8 +103,8 @@ pub struct Parts<L, E, S: Sockets> {
     pub excluded_ports: PortSet,
     /// A secret of this process: initial sequence numbers come from it (RFC 6528).
     pub secret: [u64; 2],
-    /// Frames are copied to the slow path, for capture.
-    pub capture: bool,
+    /// Where copies of all frames go, if anywhere.
+    pub recorder: Option<Mailbox<ToRecorder>>,
     /// How long to look for work before sleeping.
     pub spin: Duration,
     /// The time.
@@ -129,7 +129,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     ports: Ports,
     admission: Admission,
     secret: [u64; 2],
-    capture: bool,
+    recorder: Option<Mailbox<ToRecorder>>,
     /// By family: IPv6's, IPv4's.
     configs: [tcp::Config; 2],
 
@@ -201,7 +201,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             ports: Ports::new(parts.excluded_ports),
             admission: Admission::new(parts.limits),
             secret: parts.secret,
-            capture: parts.capture,
+            recorder: parts.recorder,
             configs,
             streams: Slab::new(parts.flows_max),
             stream_timers: TimerWheel::new(parts.now),

@@ -15,6 +15,8 @@ use crate::policy::addresses::Destination;
 use crate::time::Now;
 
 use super::Worker;
+#[cfg(feature = "sim")]
+use super::simulated::{Omission, omits};
 use super::streams::outbound::Arrived;
 
 const TCP: u8 = 6;
@@ -119,7 +121,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn frame_from_guest(&mut self, reference: FrameRef, now: Now) {
-        if self.capture && matches!(reference, FrameRef::Link(_)) {
+        if self.recorder.is_some() && matches!(reference, FrameRef::Link(_)) {
             let len = self.frame(reference).map_or(0, |frame| frame.len);
             self.capture_bytes(true, self.copy_of(reference, 0, len));
         }
@@ -294,6 +296,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub(super) fn hand_over(&mut self, reference: FrameRef, owner: u8) -> Result<(), DropReason> {
         let Some(frame) = self.frame(reference) else { return Ok(()) };
         let (offload, len) = (frame.offload?, frame.len);
+        #[cfg(feature = "sim")]
+        let owner = owner + u8::from(omits(Omission::FindOwner));
         let copy = OwnedFrame::copy_of(&self.copy_of(reference, 0, len), offload);
         let Some(mailbox) = self.workers.get(owner as usize) else { return Err(DropReason::NoFlow) };
         mailbox.put(ToWorker::FrameFromGuest(copy)).map_err(|_| DropReason::WorkerFull)?;

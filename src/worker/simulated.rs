@@ -3,6 +3,7 @@
 //! A simulated worker has no thread: the world calls [`Worker::pass`], asks by [`Worker::fall_asleep`] whether it would
 //! sleep now, and calls [`Worker::wake_up`] when something would have woken it. The rest only looks.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::flow::key::FlowKey;
@@ -12,6 +13,31 @@ use crate::link::Link;
 use crate::time::Now;
 
 use super::Worker;
+
+/// A step that a worker can be made to leave out: a bug planted where no seam of the worker shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Omission {
+    /// After a time-out the next one is not armed.
+    RearmTimeout,
+    /// The last flow of a mapping does not take it along.
+    CloseMapping,
+    /// A frame of another worker's flow goes to whoever comes next.
+    FindOwner,
+}
+
+thread_local! {
+    static OMITTED: Cell<Option<Omission>> = const { Cell::new(None) };
+}
+
+/// Has the workers of this thread leave a step out from now on, or none.
+pub fn omit(omission: Option<Omission>) {
+    OMITTED.set(omission);
+}
+
+/// Whether a step is to be left out.
+pub(super) fn omits(omission: Omission) -> bool {
+    OMITTED.get() == Some(omission)
+}
 
 /// What a worker holds on to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

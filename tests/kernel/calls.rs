@@ -243,7 +243,12 @@ pub fn send_with(
 }
 
 /// recvmsg(2): the bytes, and the number that a control message of this kind carries.
-pub fn receive_with(socket: &impl AsRawFd, len: usize, level: i32, kind: i32) -> io::Result<(Vec<u8>, Option<u16>)> {
+pub fn receive_with(
+    socket: &impl AsRawFd,
+    len: usize,
+    level: i32,
+    kind: i32,
+) -> io::Result<(Vec<u8>, Option<u16>)> {
     let (mut bytes, mut control) = (vec![0u8; len], [0u64; 32]);
     let mut piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
     // SAFETY: zero is valid; every pointer is to a local that outlives the call; the macros walk what the kernel wrote.

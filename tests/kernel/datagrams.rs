@@ -7,8 +7,8 @@ use hythe::host::datagram;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::calls::{
-    LOOPBACKS, await_error, await_events, await_queue, get, in_new_namespace, ip, next_error, number, receive,
-    receive_with, send_with, set, sysctl, udp_pair, when_ready,
+    LOOPBACKS, await_error, await_events, await_queue, get, in_new_namespace, ip, next_error, number,
+    receive, receive_with, send_with, set, sysctl, udp_pair, when_ready,
 };
 
 fn report_errors(socket: &impl AsRawFd, v4: bool) {
@@ -55,12 +55,10 @@ fn a_run_of_datagrams_is_one_receive() {
         set(&to, libc::SOL_UDP, libc::UDP_GRO, 1).unwrap();
         let bytes: Vec<u8> = (0..5500u32).map(|n| n as u8).collect();
         send_run(&from, to.local_addr().unwrap(), &bytes, 1000).unwrap();
-        let (got, size) =
-            when_ready(|| receive_with(&to, 65_535, libc::SOL_UDP, libc::UDP_GRO)).unwrap();
+        let (got, size) = when_ready(|| receive_with(&to, 65_535, libc::SOL_UDP, libc::UDP_GRO)).unwrap();
         assert_eq!((got, size), (bytes, Some(1000)));
         from.send_to(b"alone", to.local_addr().unwrap()).unwrap();
-        let (got, size) =
-            when_ready(|| receive_with(&to, 65_535, libc::SOL_UDP, libc::UDP_GRO)).unwrap();
+        let (got, size) = when_ready(|| receive_with(&to, 65_535, libc::SOL_UDP, libc::UDP_GRO)).unwrap();
         assert_eq!((got.as_slice(), size), (b"alone".as_slice(), None), "one datagram has no size told");
     }
 }
@@ -150,7 +148,8 @@ fn request(v4: bool, id: u16, payload: &[u8]) -> Vec<u8> {
     message.extend(payload);
     if v4 {
         // RFC 1071; a ping socket and the kernel's ICMPv6 fill it in themselves, a raw IPv4 socket does not.
-        let words = message.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+        let words =
+            message.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
         let sum: u32 = words.sum();
         let sum = (sum & 0xffff) + (sum >> 16);
         message[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());

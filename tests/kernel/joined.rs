@@ -74,7 +74,9 @@ fn a_socket_belongs_to_the_namespace_in_which_it_was_opened() {
     let name = listener.local_addr().unwrap();
     // Unless this test's own namespace happens to listen there too, which nobody does: the port was chosen just now.
     assert!(TcpStream::connect(name).is_err(), "the listener is not of this namespace");
-    let socket = in_new_namespace(|| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap());
+    let socket = in_new_namespace(|| {
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()
+    });
     let loopback_only = socket.connect(&std::net::SocketAddr::from(([198, 51, 100, 1], 9)).into());
     assert_eq!(number(loopback_only), libc::ENETUNREACH, "its namespace has no route");
 }

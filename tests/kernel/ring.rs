@@ -72,7 +72,10 @@ fn a_restricted_ring_refuses_other_operations_and_goes_on_with_the_batch() {
     push(&mut ring, &opcode::Nop::new().build().user_data(1));
     push(&mut ring, &peek_entry(to.as_raw_fd(), &mut bytes).user_data(2));
     let completions = complete(&mut ring, 2);
-    assert_eq!(completions.iter().map(|done| (done.0, done.1)).collect::<Vec<_>>(), [(1, -libc::EACCES), (2, 3)]);
+    assert_eq!(
+        completions.iter().map(|done| (done.0, done.1)).collect::<Vec<_>>(),
+        [(1, -libc::EACCES), (2, 3)]
+    );
     assert_eq!(&bytes[..3], b"abc");
 }
 

@@ -5,8 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 
 use crate::calls::{
-    LOOPBACKS, SO_MEMINFO, SO_PEEK_OFF, await_events, await_queue, discard, get, number, peek, receive, send, set,
-    tcp_pair, unsent, when_ready,
+    LOOPBACKS, SO_MEMINFO, SO_PEEK_OFF, await_events, await_queue, discard, get, number, peek, receive, send,
+    set, tcp_pair, unsent, when_ready,
 };
 
 fn seek(socket: &TcpStream, offset: i32) {

@@ -56,8 +56,7 @@ fn join(ends: [Vec<OwnedFd>; 2]) -> Joined {
         let mut frame = vec![0; FRAME_MAX];
         loop {
             let fds = queues.iter().map(|queue| PollFd::new(queue.as_fd(), PollFlags::POLLIN));
-            let mut fds: Vec<_> =
-                fds.chain([PollFd::new(stopped.as_fd(), PollFlags::POLLIN)]).collect();
+            let mut fds: Vec<_> = fds.chain([PollFd::new(stopped.as_fd(), PollFlags::POLLIN)]).collect();
             poll(&mut fds, PollTimeout::NONE).unwrap();
             if fds[4].any().unwrap_or(true) {
                 return;

@@ -5,4 +5,10 @@
 
 mod rig;
 
+mod budgets;
+mod datagrams;
+mod icmp;
+mod life;
+mod names;
+mod stalls;
 mod streams;

@@ -212,7 +212,8 @@ on_every_cell! {
                 });
             }
         });
-        pair.finish(&[]);
+        // Probes of a closed window are outside it.
+        pair.finish(&["out_of_window"]);
     }
 }
 
@@ -249,7 +250,7 @@ on_every_cell! {
                 expect_reset(&seeing);
             }
         }
-        pair.finish(&["reset", "no_flow"]);
+        pair.finish(&["reset", "no_flow", "out_of_window"]);
     }
 }
 

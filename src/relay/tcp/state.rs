@@ -289,7 +289,7 @@ impl TcpRelay {
             return refuse(DropReason::OutOfWindow);
         }
         if !self.receive.is_acceptable(segment) {
-            return self.unacceptable(segment, now);
+            return self.unacceptable(segment, config, now);
         }
         if reset {
             // RFC 5961, 3.2: exactly at RCV.NXT it is a reset, elsewhere in the window a question.
@@ -337,7 +337,7 @@ impl TcpRelay {
     }
 
     /// RFC 9293, 3.10.7.4, first step: answered with an acknowledgement, but for a reset.
-    fn unacceptable(&mut self, segment: &SegmentHead, now: Now) -> Disposition {
+    fn unacceptable(&mut self, segment: &SegmentHead, config: &Config, now: Now) -> Disposition {
         if segment.flags.has(Flags::RST) {
             return refuse(DropReason::OutOfWindow);
         }
@@ -349,6 +349,10 @@ impl TcpRelay {
         }
         self.heard(now);
         self.receive.acknowledge_now();
+        if matches!(self.state, State::TimeWait { .. }) && segment.flags.has(Flags::FIN) {
+            // RFC 9293, 3.10.7.4, eighth step: the acknowledgement of FIN was lost; TIME-WAIT starts anew.
+            self.state = State::TimeWait { until: now + config.time_wait };
+        }
         if before_window && segment.len <= 1 && self.state == State::Open {
             // RFC 9293, 3.8.4: a keep-alive probe lies just before the window; so does a probe of a closed one.
             self.keep_alive_seen |= self.receive.next().before(self.receive.edge());

@@ -416,6 +416,25 @@ fn the_host_closes_first_and_time_wait_answers_late_segments() {
 }
 
 #[test]
+fn a_fin_that_comes_again_starts_time_wait_anew() {
+    let mut s = Script::open();
+    s.relay.end_of_stream();
+    s.expect("F. 1 ack 1");
+    s.guest("F. 1 ack 2 win 64256");
+    assert!(s.relay.wants_shutdown(&s.config, s.now));
+    s.expect(". 2 ack 2");
+    s.wait(S * 3 / 2);
+    // Its acknowledgement was lost, and the guest's time-outs double.
+    assert_eq!(s.guest_gives("F. 1 ack 2 win 64256"), refused(DropReason::OutOfWindow));
+    s.expect(". 2 ack 2");
+    s.wait(S * 3 / 2);
+    assert_eq!(s.guest_gives("F. 1 ack 2 win 64256"), refused(DropReason::OutOfWindow));
+    s.expect(". 2 ack 2");
+    s.wait(3 * S);
+    assert_eq!(s.relay.over(), Some(Over::Done));
+}
+
+#[test]
 fn a_port_in_time_wait_may_be_used_again() {
     let mut s = Script::open();
     s.relay.end_of_stream();

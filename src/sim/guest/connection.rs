@@ -289,6 +289,10 @@ impl Connection {
             // A question whether somebody listens, or an opening that was given up: nobody's program knows of it.
             State::Answering => self.state = State::Closed,
             State::Waiting => {}
+            // RFC 9293, 3.10.7.4: in CLOSING and LAST-ACK a reset is as good an end as an acknowledgement.
+            _ if self.program.has_seen_end() && self.program.has_closed() && self.sender.outstanding() == 0 => {
+                self.end(State::Closed, Ending::Closed);
+            }
             _ => self.end(State::Closed, Ending::Reset),
         }
     }

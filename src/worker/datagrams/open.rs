@@ -17,6 +17,8 @@ use crate::policy::addresses::Destination;
 use crate::policy::publish::PublishedProtocol;
 use crate::time::Now;
 
+#[cfg(feature = "sim")]
+use super::super::simulated::{Omission, omits};
 use super::super::{Worker, token_kind};
 use super::{DatagramFlow, Mapping, MappingKind};
 
@@ -255,6 +257,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             if *count == 0 {
                 mapping.addresses.remove(&flow.peer.address);
             }
+        }
+        #[cfg(feature = "sim")]
+        if omits(Omission::CloseMapping) {
+            return;
         }
         if mapping.flows == 0 && !matches!(mapping.kind, MappingKind::Published(_)) {
             self.close_mapping(flow.mapping);

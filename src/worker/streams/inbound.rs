@@ -20,6 +20,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub(in crate::worker) fn stream_event(&mut self, event: Event, now: Now) {
         let slot = event.token.slot;
         let Some(stream) = self.streams.get_mut(slot) else { return };
+        if let Some(host) = &mut stream.host {
+            // Also while connecting: a peer may have accepted, written and closed before anybody looked.
+            host.closed |= event.closed;
+        }
         if stream.relay.state() == State::Connecting {
             if event.writable || event.closed || event.failed {
                 self.connect_ended(slot, now);
@@ -27,7 +31,6 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         }
         let Some(host) = &mut stream.host else { return };
-        host.closed |= event.closed;
         if event.failed && self.sockets.outcome(&host.socket).is_err() {
             stream.relay.host_failed();
         } else if event.readable || event.closed {

@@ -410,14 +410,23 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.waiting_listeners.push(index);
     }
 
-    /// Asks the guest whether it listens at a published port: a SYN from the gateway.
+    /// Asks the guest whether it listens at a published port: a SYN from the gateway. Does nothing while it is being
+    /// asked already, in either family.
     pub(in crate::worker) fn probe(&mut self, publication: Publication, now: Now) {
-        let Some(family) = self.addresses.families().next() else { return };
-        let keys = InboundKeys {
+        let keys = self.addresses.families().map(|family| InboundKeys {
             guest: Endpoint { address: family.guest, port: publication.guest_port },
             remote: Endpoint { address: family.gateway, port: other_port(publication.guest_port, 1) },
             keeps_source: false,
+        });
+        let is_asked = |keys: &InboundKeys| {
+            let key = FlowKey { guest: keys.guest, remote: keys.remote, protocol: Protocol::Tcp };
+            self.flows.find(&self.flows.hash(&key)).is_some()
         };
+        let keys: Vec<InboundKeys> = keys.collect();
+        if keys.iter().any(is_asked) {
+            return;
+        }
+        let Some(keys) = keys.into_iter().next() else { return };
         let origin = Origin::Probe { publication: publication.id, asked_both: false };
         if let Ok(slot) = self.insert_inbound(keys, origin, None, now) {
             self.touch(slot);

@@ -19,6 +19,8 @@ use crate::time::Now;
 
 use super::super::Worker;
 use super::super::outbound::Part;
+#[cfg(feature = "sim")]
+use super::super::simulated::{Omission, omits};
 use super::{HostKind, Origin, Stream};
 
 /// Most spaces that one peek fills: 256 KiB.
@@ -151,7 +153,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             touched.send = Some(send.finish());
         }
 
-        let walks = relay.discardable() > 0 && (host.peeks >= PEEKS_MAX || relay.discardable() >= WALK_BYTES);
+        // Without a peek offset the end of the stream shows only when nothing lies in front of it any more.
+        let hides_end = host.closed && !host.keeps_offset && !relay.send().ended();
+        if hides_end && relay.send().is_quiet() {
+            relay.readable_again();
+        }
+        let walks = relay.discardable() > 0
+            && (hides_end || host.peeks >= PEEKS_MAX || relay.discardable() >= WALK_BYTES);
         if relay.wants_discard() || (walks && relay.wanted(&configs[usize::from(v4)]).is_some()) {
             host.peeks = 0;
             let len = relay.take_discard();
@@ -179,7 +187,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         }
         if host.keeps_offset && host.position != wanted.offset {
-            sockets.seek(&host.socket, wanted.offset);
+            // A discard of this batch comes before the peek, and moves the kernel's offset back by its bytes.
+            let discarded = touched.discard.map_or(0, |(_, len)| len);
+            sockets.seek(&host.socket, wanted.offset + discarded);
             host.position = wanted.offset;
         }
         // A kernel without a peek offset gives what was peeked before once more: into memory that nobody reads.
@@ -319,7 +329,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             host.position += got;
         }
         let full = got == peek.asked;
-        if got > 0 && !full && !host.closed {
+        // One that gave nothing but what was peeked before (without a peek offset) found nothing new.
+        let again = got == 0 && peek.skipped > 0;
+        if again || (got > 0 && !full && !host.closed) {
             relay.drained();
         }
         *burst = if full { (*burst * 2).min(BURST_MAX) } else { 1 };
@@ -364,6 +376,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 self.stream_is_over(slot, over);
             }
         } else if let Some(deadline) = stream.relay.next_deadline(&config) {
+            #[cfg(feature = "sim")]
+            if omits(Omission::RearmTimeout) && stream.relay.send().backoffs() > 0 {
+                return;
+            }
             self.stream_timers.arm_earlier(slot.index, deadline);
         }
     }

@@ -233,16 +233,16 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        match self.child.try_wait() {
-            Ok(None) => {
-                // The helper sees it and ends the command, and so does hythe's own end of everything else.
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-            }
-            Ok(Some(status)) => eprintln!("--- hythe had ended: {status}"),
-            Err(_) => {}
+        let ended = self.child.try_wait();
+        if let Ok(None) = ended {
+            // The helper sees it and ends the command, and so does hythe's own end of everything else.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
         if std::thread::panicking() {
+            if let Ok(Some(status)) = ended {
+                eprintln!("--- hythe had ended before the test: {status}");
+            }
             let log = self.log.text();
             let lines: Vec<&str> = log.lines().collect();
             let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
@@ -266,6 +266,11 @@ impl Running {
 
     pub fn signal(&self, signal: Signal) {
         self.0.signal(signal);
+    }
+
+    /// What hythe and the command have written to standard error.
+    pub fn log(&self) -> String {
+        self.0.log.text()
     }
 
     /// Waits for the end.

@@ -16,10 +16,14 @@
 
 pub mod bytes;
 pub mod cell;
+pub mod directory;
+pub mod dns_server;
 pub mod hythe;
 pub mod mounts;
 pub mod netns;
 pub mod process;
+pub mod program;
 pub mod quiet;
 pub mod site;
+pub mod socket;
 pub mod wait;

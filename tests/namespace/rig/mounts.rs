@@ -8,6 +8,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
+use super::netns::Netns;
+
 /// An empty file system of the calling thread's own lies here once [`Mounts::unshare`] was called.
 const STAGE: &str = "/mnt";
 /// Where programs are offered to users who may not see the build's directory.
@@ -52,6 +54,11 @@ impl Mounts {
         let empty = Path::new(STAGE).join("empty");
         fs::create_dir(&empty).unwrap();
         Self::bind(&empty, Path::new("/dev/net"));
+    }
+
+    /// Gives a network namespace a name: a file that exists.
+    pub fn name(&self, netns: &Netns, file: &Path) {
+        Self::bind(&netns.path(), file);
     }
 
     /// Another /etc/resolv.conf.

@@ -102,6 +102,16 @@ impl Netns {
         found.or_else(|| one_a_line(&snmp6, name)).unwrap_or_else(|| panic!("no counter {name}"))
     }
 
+    /// Packets that an interface of this namespace has dropped, in both directions.
+    pub fn dropped_at(&self, interface: &str) -> u64 {
+        let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+        let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+        let line = line.unwrap_or_else(|| panic!("no interface {interface}"));
+        let fields: Vec<u64> = line.split_whitespace().map(|field| field.parse().unwrap()).collect();
+        // Eight numbers of what was received, then eight of what was sent; the fourth of each counts drops.
+        fields[3] + fields[11]
+    }
+
     /// A listening TCP socket; port 0 chooses one.
     pub fn listen(&self, address: impl Into<IpAddr>, port: u16) -> TcpListener {
         let name = SocketAddr::new(address.into(), port);

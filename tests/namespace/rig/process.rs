@@ -45,6 +45,12 @@ pub fn threads(pid: i32) -> u64 {
     status_field(pid, "Threads")
 }
 
+/// /proc/PID/task/TID/status of each thread.
+pub fn thread_statuses(pid: i32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    threads.map(|thread| fs::read_to_string(thread.path().join("status")).unwrap()).collect()
+}
+
 /// Memory that a process has in use, in KiB.
 pub fn resident_kib(pid: i32) -> u64 {
     status_field(pid, "VmRSS")

@@ -1,0 +1,301 @@
+//! What routers and hosts say by ICMP, through two routers behind the host.
+//!
+//! ```text
+//! guest ─ hythe ─ host ── first router ── second router ── far
+//!                 .0.2    .0.1    .1.2    .1.1     .2.2    .2.1        10.77.x.x, and the same of fd77::/16
+//! ```
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use crate::rig::bytes::{accept, transfer};
+use crate::rig::cell::on_every_cell;
+use crate::rig::hythe::Hythe;
+use crate::rig::netns::Netns;
+use crate::rig::site::{FAMILIES, Family, Site};
+use crate::rig::socket;
+use crate::rig::wait::wait_until;
+
+/// What a router can say about a network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Said {
+    Unreachable,
+    Prohibited,
+}
+
+use Said::{Prohibited, Unreachable};
+
+/// The networks of [`Family::elsewhere`] about which the first router says something.
+const SAYINGS: [(u8, Said); 2] = [(1, Unreachable), (2, Prohibited)];
+
+/// Two routers that say everything as often as they are asked, and what they say about [`SAYINGS`].
+fn site() -> Site {
+    let site = Site::with_routers(2);
+    for netns in site.routers.iter().chain([&site.far, &site.host]) {
+        netns.sysctl("ipv4/icmp_ratelimit", "0");
+        netns.sysctl("ipv6/icmp/ratelimit", "0");
+    }
+    for (net, said) in SAYINGS {
+        let kind = if said == Unreachable { "unreachable" } else { "prohibit" };
+        let [v4, v6] = FAMILIES.map(|family| family.elsewhere_network(net));
+        site.routers[0].ip(&format!(
+            "route add {kind} {v4}
+             -6 route add {kind} {v6}"
+        ));
+    }
+    site
+}
+
+/// The routers' and the server's addresses, as they answer from them.
+fn hops(family: Family) -> [IpAddr; 3] {
+    let second = if family == Family::V4 { "10.77.1.1" } else { "fd77:0:0:1::1" };
+    [family.next_hop(), second.parse().unwrap(), family.far()]
+}
+
+fn version(family: Family) -> &'static str {
+    if family == Family::V4 { "-4" } else { "-6" }
+}
+
+/// ping(8): what it prints, and whether it was answered.
+fn ping(guest: &Netns, family: Family, options: &str, to: IpAddr) -> (String, bool) {
+    let to = to.to_string();
+    let words: Vec<&str> = ["ping", version(family), "-n"]
+        .into_iter()
+        .chain(options.split_whitespace())
+        .chain([to.as_str()])
+        .collect();
+    let output = guest.output(&words);
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (said.into_owned(), output.status.success())
+}
+
+/// traceroute(8): the words of each hop's line, its number first.
+fn traceroute(guest: &Netns, family: Family, options: &str, to: IpAddr) -> Vec<Vec<String>> {
+    let to = to.to_string();
+    // One probe a hop, and one after the other.
+    let words: Vec<&str> = ["traceroute", version(family), "-n", "-q", "1", "-N", "1", "-w", "10", "-m", "6"]
+        .into_iter()
+        .chain(options.split_whitespace())
+        .chain([to.as_str()])
+        .collect();
+    let printed = guest.command(&words);
+    // The first line says what follows.
+    printed.lines().skip(1).map(|line| line.split_whitespace().map(str::to_string).collect()).collect()
+}
+
+on_every_cell! {
+    ping_is_answered_by_whoever_was_asked(cell) {
+        let site = site();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            for to in [family.far(), hops(family)[0], hops(family)[1], family.gateway(), family.host_internal()] {
+                let (said, answered) = ping(&hythe.guest, family, "-c 3 -i 0.01 -W 10", to);
+                assert!(answered && said.contains("3 received, 0% packet loss"), "{said}");
+                assert!(said.contains(&format!("bytes from {to}: icmp_seq=1 ")), "{said}");
+            }
+            // In fragments, both ways.
+            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -s 20000", family.far());
+            assert!(answered && said.contains("20008 bytes from"), "{said}");
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    a_host_that_is_not_there_does_not_answer(cell) {
+        let site = site();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            // The network is the far server's, and the server is silent about what is not itself.
+            let nobody = if family == Family::V4 { "198.51.100.77" } else { "2001:db8::77" };
+            let (said, answered) = ping(&hythe.guest, family, "-c 2 -i 0.01 -W 1", nobody.parse().unwrap());
+            assert!(!answered && said.contains("2 packets transmitted, 0 received, 100% packet loss"), "{said}");
+            assert!(!said.contains("From"), "{said}");
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    traceroute_shows_the_true_hops(cell) {
+        let site = site();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            for method in ["-U", "-I", ""] {
+                let lines = traceroute(&hythe.guest, family, method, family.far());
+                let seen: Vec<&str> = lines.iter().map(|words| words[1].as_str()).collect();
+                assert_eq!(seen, hops(family).map(|hop| hop.to_string()), "{family:?} {method}");
+                assert!(lines.iter().flatten().all(|word| !word.starts_with('!')), "{lines:?}");
+            }
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    a_router_that_knows_no_way_is_heard_by_datagrams_echo_and_streams(cell) {
+        let site = site();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            let router = family.next_hop().to_string();
+            for (net, said) in SAYINGS {
+                let to = family.elsewhere(net, 9);
+                // RFC 792 and RFC 1812, 5.2.7.1: codes 1 and 13; RFC 4443, 3.1: codes 3 and 1.
+                let (mark, words) = match (family, said) {
+                    (Family::V4, Unreachable) => ("!H", "Destination Host Unreachable"),
+                    (Family::V4, Prohibited) => ("!X", "Packet filtered"),
+                    (Family::V6, Unreachable) => ("!H", "Destination unreachable: Address unreachable"),
+                    (Family::V6, Prohibited) => ("!X", "Destination unreachable: Administratively prohibited"),
+                };
+                let (printed, answered) = ping(&hythe.guest, family, "-c 1 -W 10", to);
+                assert!(!answered && printed.contains(&format!("From {router} icmp_seq=1 {words}")), "{printed}");
+                for method in ["-U", "-I", "-T"] {
+                    let lines = traceroute(&hythe.guest, family, method, to);
+                    let [words] = &lines[..] else { panic!("{method}: {lines:?}") };
+                    assert_eq!(words[1], router, "{method} {words:?}");
+                    assert_eq!(words.last().unwrap(), mark, "{method} {words:?}");
+                }
+                let kind = match (family, said) {
+                    (Family::V6, Prohibited) => ErrorKind::PermissionDenied,
+                    _ => ErrorKind::HostUnreachable,
+                };
+                let error = hythe.guest.connect((to, 80)).unwrap_err();
+                assert_eq!(error.kind(), kind, "{to}: {error}");
+                let socket = connected(&hythe.guest, family, to, 80);
+                socket.send(b"anybody there").unwrap();
+                assert_eq!(socket.recv(&mut [0; 20]).unwrap_err().kind(), kind);
+            }
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    a_hop_limit_that_ends_on_the_way_is_told_by_the_router_where_it_ended(cell) {
+        let site = site();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            for (limit, router) in (1..).zip(&hops(family)[..2]) {
+                let (said, _) = ping(&hythe.guest, family, &format!("-c 1 -W 10 -t {limit}"), family.far());
+                assert!(said.contains(&format!("From {router} icmp_seq=1 Time")), "{said}");
+            }
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+/// A UDP socket of the guest's that is connected.
+fn connected(guest: &Netns, family: Family, to: IpAddr, port: u16) -> UdpSocket {
+    let socket = guest.udp(family.any(), 0);
+    guest.run(|| socket.connect((to, port))).unwrap();
+    socket
+}
+
+/// Sends datagrams that may not be cut until the kernel knows better; the path's MTU as the guest has learnt it.
+fn learnt_mtu(guest: &Netns, family: Family, bytes: usize) -> i32 {
+    let socket = connected(guest, family, family.far(), 4000);
+    socket::forbid_fragments(&socket, family);
+    wait_until("the guest to learn the path's MTU", || match socket.send(&vec![7; bytes]) {
+        Err(error) => error.raw_os_error() == Some(libc::EMSGSIZE),
+        Ok(_) => false,
+    });
+    socket::path_mtu(&socket, family)
+}
+
+on_every_cell! {
+    a_narrow_link_behind_the_host_is_told_to_the_guest(cell) {
+        let site = site();
+        site.routers[0].ip("link set up1 mtu 1300");
+        site.routers[1].ip("link set down1 mtu 1300");
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            let router = family.next_hop();
+            // Echo is told by whom, too. The host's kernel does not know yet.
+            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1400", family.far());
+            let words = match family {
+                Family::V4 => "Frag needed and DF set (mtu = 1300)",
+                Family::V6 => "Packet too big: mtu=1300",
+            };
+            assert!(!answered && said.contains(&format!("From {router} icmp_seq=1 {words}")), "{said}");
+            assert_eq!(learnt_mtu(&hythe.guest, family, 1400), 1300);
+            // What may be cut arrives, and so does what fits.
+            let server = site.far.udp(family.far(), 4000);
+            let socket = connected(&hythe.guest, family, family.far(), 4000);
+            socket::allow_fragments(&socket, family);
+            for len in [1400, 1200, 9000] {
+                socket.send(&vec![len as u8; len]).unwrap();
+            }
+            let mut datagram = vec![0; 10_000];
+            wait_until("the largest datagram", || server.recv(&mut datagram).unwrap() == 9000);
+        }
+        for family in FAMILIES {
+            let listener = site.far.listen(family.far(), 0);
+            let near = hythe.guest.connect(listener.local_addr().unwrap()).unwrap();
+            let (far, _) = accept(&listener);
+            transfer(&near, &far, 1, 1 << 20);
+            transfer(&far, &near, 2, 1 << 20);
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    a_narrow_route_of_the_host_is_told_to_the_guest(cell) {
+        let site = site();
+        for family in FAMILIES {
+            let gateway = family.next_hop();
+            site.host.ip(&format!("{} route replace default via {gateway} mtu 1300", version(family)));
+        }
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            assert_eq!(learnt_mtu(&hythe.guest, family, 1400), 1300);
+            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1252", family.far());
+            // 1300 less the headers: 28 bytes of IPv4, 48 of IPv6.
+            assert!(answered, "{said}");
+            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1280", family.far());
+            assert!(!answered, "{said}");
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    tracepath_finds_the_paths_mtu(cell) {
+        let site = site();
+        site.routers[0].ip("link set up1 mtu 1400");
+        site.routers[1].ip("link set down1 mtu 1400");
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            let to = family.far().to_string();
+            let said = hythe.guest.command(&["tracepath", version(family), "-n", "-m", "5", &to]);
+            assert!(said.contains("Resume: pmtu 1400 hops 3"), "{said}");
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
+    a_closed_port_beyond_the_routers_refuses_datagrams(cell) {
+        let site = site();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            let socket = connected(&hythe.guest, family, family.far(), 4001);
+            for _ in 0..3 {
+                socket.send(b"anybody there").unwrap();
+                let refused = socket.recv(&mut [0; 20]).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+            }
+            // An error of one destination is not one of another, from the same port.
+            let server = site.far.udp(family.far(), 4002);
+            let socket = hythe.guest.udp(family.any(), 0);
+            for round in 0..3u8 {
+                socket.send_to(b"lost", SocketAddr::new(family.far(), 4001)).unwrap();
+                socket.send_to(&[round], server.local_addr().unwrap()).unwrap();
+                let mut byte = [0xff];
+                server.recv(&mut byte).unwrap();
+                assert_eq!(byte, [round]);
+            }
+        }
+        hythe.stop().assert_clean(0);
+    }
+}

@@ -1,0 +1,44 @@
+//! Socket options that no crate names.
+#![allow(unsafe_code)]
+
+use std::os::fd::AsRawFd;
+
+use super::site::Family;
+
+fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
+    let len = size_of::<i32>() as u32;
+    // SAFETY: `value` is valid for `len` bytes.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn discover_mtu(socket: &impl AsRawFd, family: Family, how: i32) {
+    match family {
+        Family::V4 => set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, how),
+        Family::V6 => set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, how),
+    }
+}
+
+/// What it sends may not be cut on the way.
+pub fn forbid_fragments(socket: &impl AsRawFd, family: Family) {
+    discover_mtu(socket, family, libc::IP_PMTUDISC_DO);
+}
+
+/// What it sends may be cut.
+pub fn allow_fragments(socket: &impl AsRawFd, family: Family) {
+    discover_mtu(socket, family, libc::IP_PMTUDISC_DONT);
+}
+
+/// The MTU of the path of a connected socket, as far as its kernel knows.
+pub fn path_mtu(socket: &impl AsRawFd, family: Family) -> i32 {
+    let (level, name) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU),
+        Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    };
+    let (mut mtu, mut len) = (0i32, size_of::<i32>() as u32);
+    // SAFETY: `mtu` is valid for `len` bytes.
+    let got =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut len) };
+    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    mtu
+}
