@@ -1,5 +1,7 @@
 //! What the user asked for, in words ([`Options`]: command line and TOML file) and checked ([`Config`]).
 
+use std::collections::HashMap;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use crate::frame::address::Mac;
 use crate::host::engine::EngineChoice;
 use crate::netlink::HostNetwork;
 use crate::policy::UdpFiltering;
-use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, SUBNET, SUBNET6};
+use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, OTHER_SUBNETS6, SUBNET, SUBNET6};
 use crate::policy::publish::{self, PublishedPort};
 
 /// The gateway's MAC: locally administered, the same in every guest, so that a moved guest's cache stays right.
@@ -59,7 +61,7 @@ pub struct Options {
     #[arg(long, value_name = "CIDR")]
     pub subnet: Option<Ipv4Net>,
 
-    /// The link's IPv6 subnet [default: fdc4:f303:9324::/64]
+    /// The link's IPv6 subnet [default: fdc4:f303:9324::/64, or another when a route of the host covers it]
     #[arg(long, value_name = "CIDR")]
     pub subnet6: Option<Ipv6Net>,
 
@@ -158,6 +160,18 @@ pub struct Options {
     pub log_format: Option<LogFormat>,
 }
 
+/// A configuration file is read as far as one can be long.
+const FILE_MAX_BYTES: u64 = 1 << 20;
+
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_string(&mut text)?;
+    if read as u64 > FILE_MAX_BYTES {
+        return Err(std::io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
 fn mac<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mac>, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(serde::de::Error::custom)
@@ -172,7 +186,6 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
         error: std::io::Error,
     },
     /// The file is not what is expected.
@@ -188,7 +201,8 @@ pub enum ConfigError {
     Publish(#[from] publish::PublishError),
     /// A subnet covers a network of the host.
     #[error(
-        "--subnet {subnet}: the host has a route to {network}; choose a subnet that overlaps no network of the host"
+        "{option} {subnet}: the host has a route to {network}; choose a subnet that overlaps no network of the host",
+        option = subnet_option(subnet)
     )]
     Overlap {
         /// The subnet.
@@ -197,11 +211,11 @@ pub enum ConfigError {
         network: IpNet,
     },
     /// Every subnet that is tried by default covers a network of the host.
-    #[error("no private subnet is free: the host has routes to all that are tried; choose one by --subnet")]
-    NoSubnet,
+    #[error("no private subnet is free: the host has routes to all that are tried; choose one by {0}")]
+    NoSubnet(&'static str),
     /// The kernel does not tell its routes.
     #[error("the host's routes cannot be read ({0})")]
-    Routes(#[source] std::io::Error),
+    Routes(std::io::Error),
     /// Another value that cannot be.
     #[error("{0}")]
     Value(String),
@@ -211,8 +225,8 @@ impl Options {
     /// Adds what the file named by `--config` says and the command line does not.
     pub fn with_file(self) -> Result<Self, ConfigError> {
         let Some(path) = self.config.clone() else { return Ok(self) };
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
+        let text =
+            read_bounded(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
         let file = Self::parse(&text, &path)?;
         Ok(self.over(file))
     }
@@ -308,12 +322,11 @@ impl Config {
     /// Checks options against the host and each other.
     pub fn new(options: Options, host: &HostNetwork) -> Result<Self, ConfigError> {
         let mut notes = Vec::new();
-        let subnet = match options.subnet {
-            Some(subnet) => check_overlap(subnet.into(), host).map(|()| subnet)?,
-            None => free_subnet(host, &mut notes)?,
-        };
-        let v4 = (!options.ipv6_only).then(|| family4(&options, subnet)).transpose()?;
-        let v6 = (!options.ipv4_only).then(|| family6(&options, host)).transpose()?;
+        if options.ipv4_only && options.ipv6_only {
+            return Err(ConfigError::Value("ipv4-only and ipv6-only: leave one out".into()));
+        }
+        let v4 = (!options.ipv6_only).then(|| family4(&options, host, &mut notes)).transpose()?;
+        let v6 = (!options.ipv4_only).then(|| family6(&options, host, &mut notes)).transpose()?;
         let mtu = options.mtu.unwrap_or(1500);
         let least = if v6.is_some() { MTU_MIN_V6 } else { MTU_MIN };
         if !(least..=MTU_MAX).contains(&mtu) {
@@ -338,6 +351,7 @@ impl Config {
         for spec in &options.publish {
             publish.extend(publish::parse(spec)?);
         }
+        check_twice(&publish)?;
         let workers = options.workers.unwrap_or_else(default_workers);
         if !(1..=64).contains(&workers) {
             return Err(ConfigError::Value(format!("--workers {workers}: must be from 1 to 64")));
@@ -398,28 +412,87 @@ impl Config {
     }
 }
 
+/// A port of one address may lead to one port of the guest only.
+fn check_twice(ports: &[PublishedPort]) -> Result<(), ConfigError> {
+    let mut published: HashMap<_, Vec<IpAddr>> = HashMap::new();
+    for port in ports {
+        for ip in &port.addresses {
+            let others = published.entry((port.host_port, port.protocol, ip.is_ipv4())).or_default();
+            if others.iter().any(|other| other == ip || other.is_unspecified() || ip.is_unspecified()) {
+                return Err(ConfigError::Value(format!(
+                    "--publish: port {} of {ip} is published twice; leave one out",
+                    port.host_port
+                )));
+            }
+            others.push(*ip);
+        }
+    }
+    Ok(())
+}
+
 fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
 }
 
-fn check_overlap(subnet: IpNet, host: &HostNetwork) -> Result<(), ConfigError> {
-    match host.overlap(subnet) {
-        Some(network) => Err(ConfigError::Overlap { subnet, network }),
+/// The subnet that was chosen, or one that is free of the default and other ones.
+fn subnet<N: Copy + Into<IpNet> + std::fmt::Display>(
+    chosen: Option<N>,
+    default: N,
+    others: &[N],
+    host: &HostNetwork,
+    notes: &mut Vec<String>,
+) -> Result<N, ConfigError> {
+    if let Some(subnet) = chosen {
+        check_scope(subnet.into())?;
+        return match host.overlap(subnet.into()) {
+            Some(network) => Err(ConfigError::Overlap { subnet: subnet.into(), network }),
+            None => Ok(subnet),
+        };
+    }
+    let is_free = |subnet: &&N| host.overlap((**subnet).into()).is_none();
+    if is_free(&&default) {
+        return Ok(default);
+    }
+    let other = others.iter().find(is_free).copied();
+    let other = other.ok_or(ConfigError::NoSubnet(subnet_option(&default.into())))?;
+    notes.push(format!("a route of the host covers {default}: the link's subnet is {other}"));
+    Ok(other)
+}
+
+fn subnet_option(subnet: &IpNet) -> &'static str {
+    if subnet.addr().is_ipv4() { "--subnet" } else { "--subnet6" }
+}
+
+/// Networks whose addresses mean something else in any kernel: unspecified and "this network" (RFC 1122, 3.2.1.3),
+/// loopback, link-local, multicast, and 240.0.0.0/4 (RFC 1112, 4).
+const SPECIAL: [&str; 9] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/64",
+    "::ffff:0:0/96",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+fn check_scope(subnet: IpNet) -> Result<(), ConfigError> {
+    let special = SPECIAL.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    let mut covered =
+        special.filter(|net| net.contains(&subnet.network()) || subnet.contains(&net.network()));
+    match covered.next() {
+        Some(special) => Err(ConfigError::Value(format!(
+            "{} {subnet}: {special} is no place for a link (loopback, link-local, multicast or reserved); choose a private \
+             subnet",
+            subnet_option(&subnet)
+        ))),
         None => Ok(()),
     }
 }
 
-fn free_subnet(host: &HostNetwork, notes: &mut Vec<String>) -> Result<Ipv4Net, ConfigError> {
-    if host.overlap(SUBNET.into()).is_none() {
-        return Ok(SUBNET);
-    }
-    let other = OTHER_SUBNETS.into_iter().find(|subnet| host.overlap((*subnet).into()).is_none());
-    let subnet = other.ok_or(ConfigError::NoSubnet)?;
-    notes.push(format!("a route of the host covers {SUBNET}: the link's subnet is {subnet}"));
-    Ok(subnet)
-}
-
-fn family4(options: &Options, subnet: Ipv4Net) -> Result<Family, ConfigError> {
+fn family4(options: &Options, host: &HostNetwork, notes: &mut Vec<String>) -> Result<Family, ConfigError> {
+    let subnet = subnet(options.subnet, SUBNET, &OTHER_SUBNETS, host, notes)?;
     if subnet.prefix_len() > 29 {
         return Err(ConfigError::Value(format!(
             "--subnet {subnet}: needs room for at least six hosts (a /29)"
@@ -452,14 +525,13 @@ fn family4(options: &Options, subnet: Ipv4Net) -> Result<Family, ConfigError> {
     })
 }
 
-fn family6(options: &Options, host: &HostNetwork) -> Result<Family, ConfigError> {
-    let subnet = options.subnet6.unwrap_or(SUBNET6).trunc();
+fn family6(options: &Options, host: &HostNetwork, notes: &mut Vec<String>) -> Result<Family, ConfigError> {
+    let subnet = subnet(options.subnet6, SUBNET6, &OTHER_SUBNETS6, host, notes)?.trunc();
     if subnet.prefix_len() != 64 {
         return Err(ConfigError::Value(format!(
             "--subnet6 {subnet}: must be a /64, as SLAAC needs (RFC 4862)"
         )));
     }
-    check_overlap(subnet.into(), host)?;
     let at = |last: u128| Ipv6Addr::from(u128::from(subnet.network()) + last).into();
     Ok(Family { subnet: subnet.into(), gateway: at(1), host: at(0x254), guest: at(3) })
 }
@@ -522,6 +594,34 @@ mod tests {
     }
 
     #[test]
+    fn a_default_subnet_of_ipv6_gives_way_too_and_the_option_is_named_after_the_family() {
+        let host = HostNetwork { networks: vec![SUBNET6.into()], ..HostNetwork::default() };
+        let config = Config::new(Options::default(), &host).unwrap();
+        assert_eq!(config.addresses.v6.unwrap().subnet, OTHER_SUBNETS6[0].into());
+        assert!(config.notes[0].contains("fd9a:6c1e:27b8::/64"), "{:?}", config.notes);
+        let chosen = Options { subnet6: Some(SUBNET6), ..Options::default() };
+        let error = Config::new(chosen, &host).unwrap_err().to_string();
+        assert!(error.starts_with("--subnet6 fdc4:f303:9324::/64: "), "{error}");
+        let all: Vec<IpNet> = OTHER_SUBNETS6.iter().chain([&SUBNET6]).map(|net| (*net).into()).collect();
+        let host = HostNetwork { networks: all, ..HostNetwork::default() };
+        let error = Config::new(Options::default(), &host).unwrap_err().to_string();
+        assert!(error.ends_with("by --subnet6"), "{error}");
+        // A family that is off is not looked for a place.
+        let v4 = Options { ipv4_only: true, ..Options::default() };
+        Config::new(v4, &host).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_configuration_is_not_read_to_its_end() {
+        let path = std::env::temp_dir().join(format!("hythe-config-{}", std::process::id()));
+        std::fs::write(&path, " ".repeat(FILE_MAX_BYTES as usize + 1)).unwrap();
+        let options = Options { config: Some(path.clone()), ..Options::default() };
+        let error = options.with_file().unwrap_err().to_string();
+        std::fs::remove_file(&path).unwrap();
+        assert!(error.contains("larger than 1 MiB"), "{error}");
+    }
+
+    #[test]
     fn values_that_cannot_be_are_refused_with_what_to_do() {
         let options = Options::default;
         for (options, expected) in [
@@ -534,8 +634,26 @@ mod tests {
             (Options { guest_ip: Some(Ipv4Addr::new(192, 168, 65, 1)), ..options() }, "must differ"),
             (Options { subnet6: Some("fd00::/48".parse().unwrap()), ..options() }, "must be a /64"),
             (Options { hostname: Some("a_b".into()), ..options() }, "is no host name"),
+            (Options { ipv4_only: true, ipv6_only: true, ..options() }, "leave one out"),
+            (
+                Options { subnet: Some("127.1.0.0/16".parse().unwrap()), ..options() },
+                "127.0.0.0/8 is no place",
+            ),
+            (Options { subnet: Some("0.0.0.0/0".parse().unwrap()), ..options() }, "is no place"),
+            (
+                Options { subnet: Some("224.0.1.0/24".parse().unwrap()), ..options() },
+                "224.0.0.0/4 is no place",
+            ),
+            (Options { subnet: Some("169.254.1.0/24".parse().unwrap()), ..options() }, "is no place"),
+            (Options { subnet6: Some("fe80::/64".parse().unwrap()), ..options() }, "--subnet6 fe80::/64: "),
+            (Options { subnet6: Some("ff05::/64".parse().unwrap()), ..options() }, "ff00::/8 is no place"),
+            (Options { subnet6: Some("::/64".parse().unwrap()), ..options() }, "is no place"),
             (Options { mac: Some(GATEWAY_MAC), ..options() }, "is the gateway's"),
             (Options { publish: vec!["80".into()], ..options() }, "expected [ADDRESS:]"),
+            (
+                Options { publish: vec!["80-90:80-90".into(), "127.0.0.1:85:1".into()], ..options() },
+                "port 85 of 127.0.0.1 is published twice",
+            ),
         ] {
             let message = message(options);
             assert!(message.contains(expected), "{message}");

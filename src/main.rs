@@ -6,18 +6,21 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = match hythe::cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no failures.
-            let status = if error.use_stderr() { hythe::cli::FAILED } else { 0 };
-            // Whoever closed standard error does not want to know.
+        // Help and version are no failures.
+        Err(error) if !error.use_stderr() => {
+            // Whoever closed standard output does not want to know.
             let _ = error.print();
-            return ExitCode::from(status);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            hythe::cli::say(&format!("hythe: {}\n", hythe::cli::in_one_line(&error)));
+            return ExitCode::from(hythe::cli::FAILED);
         }
     };
     match cli.run() {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("hythe: {error:#}");
+            hythe::cli::say(&format!("hythe: {error:#}\n"));
             ExitCode::from(hythe::cli::FAILED)
         }
     }

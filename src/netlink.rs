@@ -1,14 +1,14 @@
 //! The kernel's routes, addresses and links, asked and set by rtnetlink in the calling thread's network namespace.
 //!
-//! Blocking, for setting up; the slow path follows changes later with a socket of its own.
+//! Blocking, for setting up. Changes that come later are not followed.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -35,6 +35,8 @@ pub struct HostRoute {
     pub destination: IpNet,
     /// The interface.
     pub interface: Option<u32>,
+    /// The routing table.
+    pub table: u32,
 }
 
 impl Netlink {
@@ -167,8 +169,17 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewAddress(message), flags, |_| {})
     }
 
-    /// Sets the default route of the gateway's family.
-    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
+    /// Sets the default route of the gateway's family, unless the main table has one, whatever its metric. Returns
+    /// whether it was set.
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<bool> {
+        let has_one = self.routes()?.iter().any(|route| {
+            route.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+                && route.destination.prefix_len() == 0
+                && route.destination.addr().is_ipv4() == gateway.is_ipv4()
+        });
+        if has_one {
+            return Ok(false);
+        }
         let mut message = RouteMessage::default();
         message.header.address_family =
             if gateway.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -178,8 +189,12 @@ impl Netlink {
         message.header.kind = RouteType::Unicast;
         message.attributes =
             vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(index)];
-        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.request(RouteNetlinkMessage::NewRoute(message), flags, |_| {})
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        match self.request(RouteNetlinkMessage::NewRoute(message), flags, |_| {}) {
+            // One came just now.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            done => done.map(|()| true),
+        }
     }
 }
 
@@ -202,33 +217,35 @@ fn host_route(route: &RouteMessage) -> Option<HostRoute> {
     }
     let mut destination = None;
     let mut interface = None;
+    let mut table = u32::from(route.header.table);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = Some(IpAddr::V4(*ip)),
             RouteAttribute::Destination(RouteAddress::Inet6(ip)) => destination = Some(IpAddr::V6(*ip)),
             RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
     let v4 = route.header.address_family == AddressFamily::Inet;
     let unspecified: IpAddr =
-        if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+        if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let ip = destination.unwrap_or(unspecified);
     let destination = IpNet::new(ip, route.header.destination_prefix_length).ok()?;
-    Some(HostRoute { destination, interface })
+    Some(HostRoute { destination, interface, table })
 }
 
 /// What the host's network looks like, as far as the guest's addresses depend on it.
 #[derive(Clone, Debug, Default)]
 pub struct HostNetwork {
-    /// Routes, default ones left out.
+    /// Destinations of routes, those left out that are default routes or pieces of one.
     pub networks: Vec<IpNet>,
     /// The host's own addresses, sorted.
     pub own: Vec<Address>,
     /// Whether there is a default route, for IPv4 and IPv6.
     pub has_default: [bool; 2],
     /// A /64 of the host that is globally reachable.
-    pub global_prefix: Option<ipnet::Ipv6Net>,
+    pub global_prefix: Option<Ipv6Net>,
 }
 
 impl HostNetwork {
@@ -237,20 +254,15 @@ impl HostNetwork {
         let mut netlink = Netlink::open()?;
         let routes = netlink.routes()?;
         let addresses = netlink.addresses()?;
-        let default = |v4: bool| {
-            routes.iter().any(|route| {
-                route.destination.prefix_len() == 0 && matches!(route.destination, IpNet::V4(_)) == v4
-            })
-        };
-        let has_default = [default(true), default(false)];
-        let networks =
-            routes.iter().map(|route| route.destination).filter(|net| net.prefix_len() > 0).collect();
+        let (wide, networks): (Vec<IpNet>, Vec<IpNet>) =
+            routes.iter().map(|route| route.destination).partition(is_wide);
+        let has_default =
+            [true, false].map(|v4| wide.iter().any(|net| net.addr().is_ipv4() == v4 && leads_out(net)));
         let mut own: Vec<Address> = addresses.iter().map(|net| net.addr().into()).collect();
         own.sort_unstable();
         let global = |net: &IpNet| match net {
-            // RFC 4291, 2.4 and RFC 3587: global unicast is assigned from 2000::/3.
-            IpNet::V6(net) if net.addr().segments()[0] & 0xe000 == 0x2000 && net.prefix_len() <= 64 => {
-                ipnet::Ipv6Net::new(net.addr(), 64).ok().map(|net| net.trunc())
+            IpNet::V6(net) if GLOBAL.contains(&net.addr()) && net.prefix_len() <= 64 => {
+                Ipv6Net::new(net.addr(), 64).ok().map(|net| net.trunc())
             }
             _ => None,
         };
@@ -262,6 +274,23 @@ impl HostNetwork {
     pub fn overlap(&self, subnet: IpNet) -> Option<IpNet> {
         let overlaps = |net: &&IpNet| net.contains(&subnet.network()) || subnet.contains(&net.network());
         self.networks.iter().find(overlaps).copied()
+    }
+}
+
+/// RFC 4291, 2.4 and RFC 3587: global unicast is assigned from here.
+const GLOBAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+
+/// Wider than any network: a default route, or a piece of one, as VPNs set them (0.0.0.0/1 and 128.0.0.0/1) to take
+/// precedence over another without removing it. The widest that counts as a network is a class A, or a /16 of IPv6.
+fn is_wide(net: &IpNet) -> bool {
+    net.prefix_len() < if net.addr().is_ipv4() { 8 } else { 16 }
+}
+
+/// Whether a wide route is for the world's addresses, not for private ones only (fc00::/7).
+fn leads_out(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(_) => true,
+        IpNet::V6(net) => net.contains(&GLOBAL) || GLOBAL.contains(net),
     }
 }
 
@@ -283,5 +312,27 @@ mod tests {
         assert!(network.overlap("192.168.65.0/24".parse().unwrap()).is_some());
         assert!(network.overlap("192.0.0.0/8".parse().unwrap()).is_some());
         assert!(network.overlap("10.0.0.0/24".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_default_route_in_pieces_is_a_default_route() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        for (piece, out) in [
+            ("0.0.0.0/0", true),
+            ("0.0.0.0/1", true),
+            ("128.0.0.0/1", true),
+            ("::/0", true),
+            ("::/1", true),
+            ("2000::/3", true),
+            ("2000::/4", true),
+            ("8000::/1", false),
+            ("fc00::/7", false),
+        ] {
+            assert!(is_wide(&net(piece)), "{piece}");
+            assert_eq!(leads_out(&net(piece)), out, "{piece}");
+        }
+        for network in ["10.0.0.0/8", "192.168.0.0/16", "fd00:1::/32", "2001::/16"] {
+            assert!(!is_wide(&net(network)), "{network}");
+        }
     }
 }

@@ -20,11 +20,6 @@ impl Now {
         }
     }
 
-    /// Whole microseconds since the clock's start, wrapping at 32 bits.
-    pub fn micros32(self) -> u32 {
-        (self.0 / 1_000) as u32
-    }
-
     /// Whole milliseconds since the clock's start, wrapping at 32 bits: the granularity of TCP timestamps.
     pub fn millis32(self) -> u32 {
         (self.0 / 1_000_000) as u32

@@ -42,7 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("cli", &["config", "link", "namespace", "netlink", "node", "slow"]),
+    ("cli", &["config", "host", "link", "namespace", "netlink", "node", "slow"]),
 ];
 
 /// The simulation takes the place of everything at the edges, so it may see everything below the worker, and it.

@@ -10,7 +10,8 @@
     processes     what a forwarder costs: processor time and memory
     noise         what else the machine did meanwhile
     rounds        the order of the runs, and what is noted about each
-    report        Markdown from runs
+    machine       the machine, as far as it explains numbers
+    report        Markdown and JSON from runs
     histogram     latencies as text
     stacks        a flame graph from the kernel's samples
 

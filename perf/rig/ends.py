@@ -91,9 +91,13 @@ class Ends:
         self.site.until(dialler, "connections", lambda: "{" in self.site.said(dialler))
         return dialler
 
-    def rss_kb(self):
+    def memory_kb(self):
         """The forwarder's resident memory."""
-        return processes.rss_kb(self.joined.forwarder.pid)
+        return processes.memory_kb(self.joined.forwarder.pid)
+
+    def cpu_fine_s(self):
+        """The forwarder's processor time so far, finely."""
+        return processes.cpu_fine_s(self.joined.forwarder.pid)
 
 
 def json_line(text):

@@ -1,8 +1,8 @@
 """Latencies as text: quantiles side by side, and where the time of the exchanges lies."""
 
 # The keys of the traffic tool's line, and what they are called.
-QUANTILES = {"min_us": "min", "p50_us": "p50", "p90_us": "p90", "p99_us": "p99", "p999_us": "p99.9", "p9999_us": "p99.99",
-             "max_us": "max"}
+QUANTILES = {"min_us": "min", "p50_us": "p50", "p90_us": "p90", "p99_us": "p99", "p999_us": "p99.9",
+             "p9999_us": "p99.99", "max_us": "max"}
 BAR_WIDTH = 50
 
 # Bars that hold fewer of the exchanges are left out at both ends of the picture.

@@ -1,5 +1,6 @@
 """What is measured, one function a metric."""
 
+import contextlib
 import re
 import statistics
 import time
@@ -42,8 +43,8 @@ class Metric:
     is_quick: bool = False
     # Only about programs: the kernel's bounds have no process.
     of_forwarder: bool = False
-    # "every" round; or once: it wants a program that has done nothing yet ("first"), or leaves traces in it ("last").
-    when: str = "every"
+    # Of a program that has just been started. Such a measurement leaves traces: it comes once, after all others.
+    of_fresh: bool = False
 
 
 def bulk(direction, *options):
@@ -97,21 +98,38 @@ def ping(ends, _seconds):
 
 def memory_idle(ends, _seconds):
     """Of a program that has moved nothing yet."""
-    return Reading(ends.rss_kb())
+    return Reading(ends.memory_kb())
 
 
 def memory_held(ends, _seconds):
     """What a program grows by for each idle connection."""
-    before = ends.rss_kb()
-    holder, held = ends.hold(IDLE_CONNECTIONS)
-    try:
+    before_kb = ends.memory_kb()
+    with held(ends):
         time.sleep(0.5)
-        grown = ends.rss_kb() - before
+        grown_kb = ends.memory_kb() - before_kb
+    return Reading(grown_kb / IDLE_CONNECTIONS, detail={"before_kb": before_kb, "grown_kb": grown_kb})
+
+
+def idle_cpu(ends, seconds):
+    """What a program does while it holds idle connections, in percent of one processor."""
+    with held(ends):
+        # What opening them has left to do is not meant.
+        time.sleep(3)
+        before_s = ends.cpu_fine_s()
+        time.sleep(seconds)
+        return Reading(100 * (ends.cpu_fine_s() - before_s) / seconds)
+
+
+@contextlib.contextmanager
+def held(ends):
+    """Idle connections of the guest, while something is measured."""
+    holder, standing = ends.hold(IDLE_CONNECTIONS)
+    try:
+        if standing < IDLE_CONNECTIONS:
+            raise Failed(f"only {standing} of {IDLE_CONNECTIONS} connections stand")
+        yield
     finally:
         ends.site.stop(holder)
-    if held < IDLE_CONNECTIONS:
-        raise Failed(f"only {held} of {IDLE_CONNECTIONS} connections stand; {grown} kB more")
-    return Reading(grown / held, detail={"before_kb": before, "grown_kb": grown, "connections": held})
 
 
 def black_hole(ends, seconds):
@@ -127,18 +145,18 @@ def black_hole(ends, seconds):
         while_dialling = p99_us()
     finally:
         ends.site.stop(dialler)
-    return Reading(while_dialling / without, detail={"p99_us": round(while_dialling, 1), "without_us": round(without, 1)})
+    detail = {"p99_us": round(while_dialling, 1), "without_us": round(without, 1)}
+    return Reading(while_dialling / without, detail=detail)
 
 
 ALL = {metric.name: metric for metric in (
-    Metric("memory_idle", "Memory, nothing moved yet", "kB", memory_idle, False, of_forwarder=True, when="first"),
-    Metric("memory_held", f"Memory of an idle connection ({IDLE_CONNECTIONS:,} held)", "kB", memory_held, False,
-           of_forwarder=True, when="first"),
     Metric("tcp_out_1", "TCP out, 1 stream", "Mbit/s", bulk("outward"), is_bulk=True, is_quick=True),
-    Metric("tcp_rev_1", "TCP out, data back, 1 stream", "Mbit/s", bulk("outward", "--reverse"), is_bulk=True, is_quick=True),
+    Metric("tcp_rev_1", "TCP out, data back, 1 stream", "Mbit/s", bulk("outward", "--reverse"),
+           is_bulk=True, is_quick=True),
     Metric("tcp_in_1", "TCP in, 1 stream", "Mbit/s", bulk("inward"), is_bulk=True, is_quick=True),
     Metric("tcp_out_4", "TCP out, 4 streams", "Mbit/s", bulk("outward", "--parallel", "4"), is_bulk=True),
-    Metric("tcp_rev_4", "TCP out, data back, 4 streams", "Mbit/s", bulk("outward", "--reverse", "--parallel", "4"), is_bulk=True),
+    Metric("tcp_rev_4", "TCP out, data back, 4 streams", "Mbit/s", bulk("outward", "--reverse", "--parallel", "4"),
+           is_bulk=True),
     Metric("tcp_in_4", "TCP in, 4 streams", "Mbit/s", bulk("inward", "--parallel", "4"), is_bulk=True),
     Metric("tcp_host_1", "TCP in from the host's loopback, 1 stream", "Mbit/s", bulk("from_host"), is_bulk=True),
     Metric("tcp_rr", "TCP round trip", "µs", round_trip("outward", "pp"), False, is_quick=True),
@@ -153,6 +171,11 @@ ALL = {metric.name: metric for metric in (
     Metric("udp_out", "UDP out, 1,400-byte datagrams", "/s", datagrams("outward"), is_quick=True),
     Metric("udp_out_gso", "UDP out, segmented by the kernel", "/s", datagrams("outward", "--gso")),
     Metric("udp_in", "UDP in, 1,400-byte datagrams", "/s", datagrams("inward")),
-    Metric("black_hole", f"p99 of a connect beside {DIALS:,} that nobody answers, against without", "×", black_hole, False,
-           when="last"),
+    Metric("black_hole", f"p99 of a connect beside {DIALS:,} that nobody answers, against without", "×", black_hole,
+           False, of_fresh=True),
+    Metric("memory_idle", "Memory, nothing moved yet", "kB", memory_idle, False, of_forwarder=True, of_fresh=True),
+    Metric("memory_held", f"Memory of an idle connection ({IDLE_CONNECTIONS:,} held)", "kB", memory_held, False,
+           of_forwarder=True, of_fresh=True),
+    Metric("idle_cpu", f"CPU with {IDLE_CONNECTIONS:,} idle connections", "% of one", idle_cpu, False,
+           of_forwarder=True, of_fresh=True),
 )}

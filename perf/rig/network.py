@@ -28,6 +28,8 @@ class Namespace:
         self.set("ipv4/ip_local_port_range", "10000 65535")
         self.set("ipv4/tcp_tw_reuse", "1")
         self.set("ipv4/tcp_congestion_control", congestion_control())
+        # What one run has learned of a path is not for the next one.
+        self.set("ipv4/tcp_no_metrics_save", "1")
 
     def release(self):
         """Lets go of the namespace: it ends with the last process in it."""

@@ -43,10 +43,14 @@ def cpu_fine_s(root):
     return nanoseconds / 1e9
 
 
-def rss_kb(root):
-    """Resident memory, in kB; what several processes share counts in each."""
-    total = 0
-    for pid in family(root):
-        with open(f"/proc/{pid}/status") as file:
-            total += sum(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
-    return total
+def memory_kb(root):
+    """Resident memory, in kB; a page that several processes share counts in parts, once in all."""
+    return sum(_proportional_kb(pid) for pid in family(root))
+
+
+def _proportional_kb(pid):
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0    # It has ended meanwhile.

@@ -51,6 +51,7 @@ def _package_version(package):
     """Of the installed Debian package: some programs do not know their own."""
     words = ["dpkg-query", "--show", "--showformat=${Version}", package]
     try:
-        return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout or "not packaged"
+        said = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     except FileNotFoundError:
-        return "not packaged"
+        said = ""    # Not a Debian machine.
+    return said or "not packaged"

@@ -43,7 +43,8 @@ class Results:
         results.head = {"command": command, "machine": machine.describe(), "date": time.strftime("%Y-%m-%d"),
                         "rounds": count, "seconds": seconds}
         results.backends = list(rounds.versions)
-        results.metrics = [metric for metric in rounds.metrics if any(run.metric == metric.name for run in rounds.runs)]
+        measured = {run.metric for run in rounds.runs}
+        results.metrics = [metric for metric in rounds.metrics if metric.name in measured]
         return results
 
     def of_cell(self, metric, backend):
@@ -65,7 +66,8 @@ class Results:
 
     def json(self):
         """Everything, for programs."""
-        whole = self.head | {"versions": self.versions, "notes": self.notes, "runs": [asdict(run) for run in self.runs]}
+        runs = [asdict(run) for run in self.runs]
+        whole = self.head | {"versions": self.versions, "notes": self.notes, "runs": runs}
         return json.dumps(whole, indent=1) + "\n"
 
     def markdown(self):
@@ -83,8 +85,9 @@ class Results:
         yield f"- Command: `{head['command']}`, {head['date']}"
         yield f"- Machine: {head['machine']}; all namespaces share these processors; TCP: {congestion_control()}"
         if noise:
-            yield (f"- Noise: other processes took {statistics.median(noise):.0f} % of one processor in the median run, "
-                   f"{max(noise):.0f} % in the worst")
+            worst, median = max(noise), statistics.median(noise)
+            yield (f"- Noise: in the median run other processes took {median:.0f} % of one processor, "
+                   f"in the worst {worst:.0f} %")
         yield from (f"- {name}: {text}" for name, text in self.versions.items() if not backends.ALL[name].is_bound)
         yield from (f"- {note}" for note in self.notes)
 
@@ -139,7 +142,8 @@ class Results:
         for row in self.rows():
             yield _table_row(row.title, [" ".join(_single(row, run) for run in self.of_cell(row.metric, backend))
                                          for backend in self.backends])
-        yield from (f"\n{run.backend}, {run.metric}, round {run.round} failed: {run.error}" for run in self.runs if run.error)
+        failed = [run for run in self.runs if run.error]
+        yield from (f"\n{run.backend}, {run.metric}, round {run.round} failed: {run.error}" for run in failed)
 
 
 def _table_head(title, columns):
@@ -177,7 +181,8 @@ def _stalled(runs):
 
 def _single(row, run):
     value = row.value(run)
-    return "failed" if value is None else f"{_number(value)} ({run.noise['others_pct']:.0f})"
+    noise = f" ({run.noise['others_pct']:.0f})" if run.noise else ""
+    return "failed" if value is None else _number(value) + noise
 
 
 def rewrite(path, text):

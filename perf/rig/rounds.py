@@ -3,15 +3,18 @@
 import itertools
 from dataclasses import dataclass, field
 
-from . import backends, measurements, processes
+from . import backends, processes
 from .ends import Ends
 from .network import Failed
 from .noise import Moment, wait_for_quiet
 from .site import Site
 
 # A program that has grown beyond is started anew: slirp4netns keeps 250 kB of each closed connection.
-RSS_MAX_KB = 1 << 20
-PATIENCE_S = 5
+MEMORY_MAX_KB = 1 << 20
+PATIENCE_S = 2
+
+# The kernel counts processor time in ticks: shares of a shorter time mean nothing.
+NOISE_WINDOW_S = 0.5
 
 
 @dataclass
@@ -38,7 +41,7 @@ class World:
     numbers = itertools.count()
 
     def __init__(self, backend, scratch):
-        self.backend, self.scratch, self.restarts = backend, scratch, 0
+        self.backend, self.scratch, self.worn = backend, scratch, 0
         self._open()
 
     def _open(self):
@@ -52,7 +55,6 @@ class World:
 
     def restart(self):
         """Starts everything anew."""
-        self.restarts += 1
         self.site.close()
         self._open()
 
@@ -65,7 +67,7 @@ class World:
         """Whether the forwarder has ended or has grown too large."""
         if self.joined.forwarder is None:
             return False
-        return self.joined.forwarder.poll() is not None or processes.rss_kb(self.forwarder_pid) > RSS_MAX_KB
+        return self.joined.forwarder.poll() is not None or processes.memory_kb(self.forwarder_pid) > MEMORY_MAX_KB
 
 
 class Rounds:
@@ -74,6 +76,7 @@ class Rounds:
     def __init__(self, chosen, metrics, programs, scratch, outside, say):
         self.metrics, self.outside, self.say = metrics, outside, say
         self.runs, self.notes, self.worlds, self.versions = [], [], [], {}
+        self.has_failed = False
         for name in chosen:
             self._open(backends.ALL[name](programs), scratch)
 
@@ -85,48 +88,57 @@ class Rounds:
             self.worlds.append(World(backend, scratch))
             self.versions[backend.name] = backend.version()
         except Failed as failure:
-            self.note(f"left out: {backend.name}: {failure}")
+            self.fail(f"left out: {backend.name}: {failure}")
 
     def note(self, text):
         """Keeps a remark for the report."""
         self.notes.append(text)
         self.say(text)
 
+    def fail(self, text):
+        """Keeps a remark that nobody should overlook: the run counts as failed."""
+        self.has_failed = True
+        self.note(text)
+
     def go(self, rounds, seconds, patience_s):
         """Measures. The backends take turns at the first place, so that none has the machine's warmth to
         itself; each waits so long at the most for the machine to be quiet."""
         for number in range(rounds):
-            due = {"every"} | ({"first"} if number == 0 else set()) | ({"last"} if number == rounds - 1 else set())
-            for place, metric in enumerate(self.metrics):
-                if metric.when not in due:
-                    continue
+            is_last = number == rounds - 1
+            for place, metric in enumerate(metric for metric in self.metrics if is_last or not metric.of_fresh):
                 turn = (number + place) % max(1, len(self.worlds))
                 for world in self.worlds[turn:] + self.worlds[:turn]:    # A copy: one may leave.
                     if world.forwarder_pid or not metric.of_forwarder:
                         self._measure(world, metric, number, seconds, patience_s)
         for world in self.worlds:
-            if world.restarts:
-                self.note(f"{world.backend.name} was started anew {world.restarts} times: "
-                          f"it had failed, or held more than {RSS_MAX_KB >> 10} MiB")
+            if world.worn:
+                self.note(f"{world.backend.name} had to be started anew {world.worn} times: "
+                          f"it had failed, or held more than {MEMORY_MAX_KB >> 10} MiB")
 
     def _measure(self, world, metric, number, seconds, patience_s):
+        if metric.of_fresh and not self._restart(world):
+            return
         run = Run(world.backend.name, metric.name, number + 1)
         self.runs.append(run)
         wait_for_quiet(self.outside, patience_s)
         try:
             measured(run, world, metric, seconds, self.outside)
         except Failed as failure:
-            run.error = str(failure)
+            run.error, self.has_failed = str(failure), True
         self.say(line(run, metric))
         if run.error or world.is_worn():
+            world.worn += 1
             self._restart(world)
 
     def _restart(self, world):
+        """Whether it goes on."""
         try:
             world.restart()
+            return True
         except Failed as failure:
-            self.note(f"{world.backend.name} takes no further part: it does not start again: {failure}")
+            self.fail(f"{world.backend.name} takes no further part: it does not start again: {failure}")
             self.worlds.remove(world)
+            return False
 
 
 def measured(run, world, metric, seconds, outside):
@@ -137,7 +149,8 @@ def measured(run, world, metric, seconds, outside):
     end = Moment(outside)
     run.value, run.detail = reading.value, reading.detail
     run.also = reading.also
-    run.noise = end.since(start)
+    if end.time - start.time >= NOISE_WINDOW_S:
+        run.noise = end.since(start)
     if pid:
         cpu_s = processes.cpu_s(pid) - cpu_before
         run.cpu_pct = round(100 * cpu_s / (end.time - start.time), 1)
@@ -152,4 +165,5 @@ def line(run, metric):
         return f"{head} failed: {run.error}"
     also = "".join(f", {name} {value:,.1f}" for name, value in run.also.items())
     cost = f"   {run.cpu_s_per_gb} CPU s/GB" if run.cpu_s_per_gb is not None else ""
-    return f"{head} {run.value:12,.1f} {metric.unit}{also}{cost}   others {run.noise['others_pct']} %"
+    noise = f"   others {run.noise['others_pct']} %" if run.noise else ""
+    return f"{head} {run.value:12,.1f} {metric.unit}{also}{cost}{noise}"

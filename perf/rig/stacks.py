@@ -82,7 +82,8 @@ def svg(stacks, title):
     height = HEAD + ROW * root.depth() + MARGIN
     scale = (WIDTH - 2 * MARGIN) / max(1, root.samples)
     shapes = "\n".join(_shapes(root, MARGIN, height - MARGIN - ROW, scale, root.samples))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">\n'
+    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n'
             f"<style>{STYLE}</style>\n"
             f'<text class="head" x="{MARGIN}" y="20">{html.escape(title)}: {root.samples} samples</text>\n'
             f"{shapes}\n</svg>\n")

@@ -1,19 +1,22 @@
 //! `hythe run` and `hythe attach`: a guest in a network namespace.
 
+use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::FAILED;
 use super::signals::{Received, Signals};
+use super::{FAILED, say};
 use crate::config::{Config, Options};
-use crate::link::tap::Tap;
+use crate::host::RESOLV_CONF;
+use crate::link::tap::{Created, Tap};
 use crate::namespace::channel::FromHelper;
 use crate::namespace::{Departure, Namespace, Plan, Target};
 use crate::netlink::HostNetwork;
-use crate::node::{Node, Provisions, RESOLV_CONF};
+use crate::node::{Node, Provisions};
 use crate::slow::dns::ResolvConf;
 
 /// Serves a guest until it ends; returns the exit status.
@@ -23,14 +26,20 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let search = ResolvConf::read(Path::new(RESOLV_CONF)).search;
     let runs_command = matches!(target, Target::Run { .. });
-    // Blocked before the helper is forked, so that none is lost; the helper unblocks what its command needs.
+    // Blocked before the helper is forked, so that none is lost; the command gets the mask of before.
     let signals = Signals::take().context("cannot take signals")?;
     let departure = Departure::watch(&target)?;
-    // The helper comes before everything that is opened here, so that it inherits none of it.
-    let mut namespace = Namespace::set_up(&Plan::new(&config, target, &search))?;
-    namespace.notes.drain(..).for_each(|note| tracing::warn!("{note}"));
+    // The helper is forked before the sockets and files that the guest is not to hold, and sets the guest's namespace
+    // up after everything else that may fail.
+    let plan = Plan::new(&config, target, &search, signals.mask_before());
+    let mut namespace = Namespace::start(&plan)?;
     let mut provisions = Provisions::gather(&config)?;
     provisions.notes.drain(..).for_each(|note| tracing::warn!("{note}"));
+    let tap = match set_up(&mut namespace, &signals)? {
+        ControlFlow::Continue(tap) => tap,
+        ControlFlow::Break(signal) => return Ok(128 + signal as u8),
+    };
+    namespace.notes.drain(..).for_each(|note| tracing::warn!("{note}"));
     tracing::info!(
         engine = ?provisions.engine(),
         workers = config.workers,
@@ -38,8 +47,7 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
         flows = config.max_flows,
         "starting"
     );
-    let udp_segmentation = namespace.tap.udp_segmentation;
-    let queues = std::mem::take(&mut namespace.tap.queues);
+    let Created { queues, udp_segmentation } = tap;
     let links: Vec<Tap> =
         queues.into_iter().map(|queue| Tap::new(queue, config.mtu, udp_segmentation)).collect();
     let node = Node::start(&config, provisions, links, search, namespace.broker.take())?;
@@ -48,11 +56,37 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     let status = guest.wait();
     let Guest { namespace, node, .. } = guest;
     let report = node.stop();
-    namespace.finish();
+    drop(namespace);
     if config.verbose > 0 {
-        eprint!("{report}");
+        say(&report);
     }
     status
+}
+
+/// Waits until the guest's interface stands, or until a signal tells to end.
+fn set_up(namespace: &mut Namespace, signals: &Signals) -> anyhow::Result<ControlFlow<Signal, Created>> {
+    namespace.set_up()?;
+    loop {
+        let [signal, helper, ..] = readable([signals.fd(), namespace.fd()])?;
+        while signal && let Some(received) = signals.next() {
+            if received.ends() {
+                return Ok(ControlFlow::Break(received.signal));
+            }
+        }
+        if helper && let Some(tap) = namespace.hear_set_up()? {
+            return Ok(ControlFlow::Continue(tap));
+        }
+    }
+}
+
+/// Waits until one of some descriptors can be read; says which.
+fn readable<'f>(fds: impl IntoIterator<Item = BorrowedFd<'f>>) -> anyhow::Result<[bool; 4]> {
+    let mut fds: Vec<PollFd<'_>> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    match poll(&mut fds, PollTimeout::NONE) {
+        Err(nix::errno::Errno::EINTR) => return Ok([false; 4]),
+        other => other.context("poll")?,
+    };
+    Ok([0, 1, 2, 3].map(|index| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(false))))
 }
 
 struct Guest {
@@ -90,21 +124,14 @@ impl Guest {
 
     fn ready(&self) -> anyhow::Result<[bool; 4]> {
         let own = [self.signals.fd(), self.namespace.fd(), self.node.ended_fd()];
-        let watched = own.into_iter().chain(self.departure.fd());
-        let mut fds: Vec<PollFd<'_>> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) => return Ok([false; 4]),
-            other => other.context("poll")?,
-        };
-        let is = |index: usize| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(false));
-        Ok([is(0), is(1), is(2), is(3)])
+        readable(own.into_iter().chain(self.departure.fd()))
     }
 
     fn hear_helper(&mut self) -> anyhow::Result<Option<u8>> {
         match self.namespace.receive()? {
             Some((FromHelper::Exited(status), _)) => Ok(Some(status)),
             Some((FromHelper::Note(note), _)) => {
-                eprintln!("hythe: {note}");
+                say(&format!("hythe: {note}\n"));
                 Ok(None)
             }
             Some((FromHelper::Failed(message), _)) => anyhow::bail!(message),
@@ -117,18 +144,12 @@ impl Guest {
     fn take_signal(&self, received: Received) -> Option<u8> {
         let Received { signal, from_terminal } = received;
         if signal == Signal::SIGUSR1 {
-            eprint!("{}", self.node.report());
+            say(&self.node.report());
             return None;
         }
         if self.runs_command {
-            if !from_terminal && self.namespace.signal(signal as i32).is_err() {
-                return Some(FAILED);
-            }
-            return None;
+            return self.namespace.signal(signal, from_terminal).is_err().then_some(FAILED);
         }
-        match signal {
-            Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT => Some(0),
-            _ => None,
-        }
+        received.ends().then_some(0)
     }
 }

@@ -4,6 +4,7 @@ mod guest;
 mod signals;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -68,9 +69,34 @@ impl Cli {
             }
         };
         let options = options.with_file()?;
+        if let (Some(name), Target::Path(_) | Target::Process(_)) = (&options.hostname, &target) {
+            anyhow::bail!(
+                "--hostname {name}: attach leaves the host name to those who live in the namespace; it is for hythe run"
+            );
+        }
         log(options.verbose, options.log_format.unwrap_or_default());
         guest::serve(options, target)
     }
+}
+
+/// Writes to standard error, in one piece. Whoever closed it does not want to know.
+pub fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// What is wrong with the words of the command line, and where the right ones are told.
+pub fn in_one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let (problem, rest) = text.split_once("\n\nUsage: ").unwrap_or((&text, ""));
+    let problem = problem.split("\n\nFor more information").next().unwrap_or_default();
+    let paragraphs = problem.trim_start_matches("error: ").split("\n\n");
+    let sentences: Vec<String> =
+        paragraphs.map(|words| words.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    // The usage begins with the command's name, before what it takes.
+    let name = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let command: Vec<&str> = rest.split_whitespace().take_while(name).collect();
+    let command = if command.is_empty() { "hythe".to_string() } else { command.join(" ") };
+    format!("{} (see {command} --help)", sentences.join("; "))
 }
 
 /// Log lines go to standard error; what they say is chosen by `-v`, or by `HYTHE_LOG`.
@@ -82,9 +108,38 @@ fn log(verbose: u8, format: LogFormat) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("HYTHE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be written is not complained about, by writing.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => builder.without_time().with_target(false).init(),
         LogFormat::Json => builder.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(words: &[&str]) -> String {
+        in_one_line(&Cli::try_parse_from(words).unwrap_err())
+    }
+
+    #[test]
+    fn a_mistake_is_told_in_one_line_with_where_to_find_help() {
+        for (words, expected) in [
+            (&["hythe", "run", "--bogus", "true"][..], "unexpected argument '--bogus' found; tip: "),
+            (&["hythe", "run"], "the following required arguments were not provided: <COMMAND>..."),
+            (&["hythe", "run", "--engine", "warp", "true"], "[possible values: auto, io-uring, epoll]"),
+            (&["hythe", "atach"], "unrecognized subcommand 'atach'; tip: "),
+        ] {
+            let line = line(words);
+            assert!(line.contains(expected), "{line}");
+            assert!(!line.contains('\n') && line.ends_with(" --help)"), "{line}");
+        }
+        assert!(line(&["hythe", "run", "--bogus"]).ends_with("(see hythe run --help)"));
+        assert!(line(&["hythe", "bogus"]).ends_with("(see hythe --help)"));
     }
 }

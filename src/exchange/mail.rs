@@ -8,7 +8,7 @@ use crate::frame::address::Endpoint;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::offload::Offload;
 use crate::frame::view::HEAD_LEN;
-use crate::io::Buffers;
+use crate::io::{Buffers, Piece};
 use crate::link::OutboundFrame;
 use crate::policy::addresses::Addresses;
 use crate::policy::publish::PublishedProtocol;
@@ -35,9 +35,20 @@ impl OwnedFrame {
 
     /// A frame that holds a copy of `bytes`.
     pub fn copy_of(bytes: &[u8], offload: Offload) -> Self {
-        let mut memory = Buffers::new(1, bytes.len().max(1));
-        memory.bytes_mut(0, bytes.len()).copy_from_slice(bytes);
-        Self { bytes: memory, len: bytes.len(), offload: Ok(offload) }
+        let mut frame = Self::with_capacity(bytes.len(), offload);
+        frame.bytes.bytes_mut(0, bytes.len()).copy_from_slice(bytes);
+        frame.len = bytes.len();
+        frame
+    }
+
+    /// An empty frame with room for so many bytes.
+    pub fn with_capacity(capacity: usize, offload: Offload) -> Self {
+        Self { bytes: Buffers::new(1, capacity.max(1)), len: 0, offload: Ok(offload) }
+    }
+
+    /// Appends a copy of a piece, as far as there is room.
+    pub fn append(&mut self, piece: &Piece) {
+        self.len += self.bytes.piece(0).part(self.len, piece.len()).copy_piece(piece);
     }
 }
 

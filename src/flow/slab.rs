@@ -40,6 +40,11 @@ impl<T> Slab<T> {
         Self { chunks: Vec::new(), free: NONE, len: 0, capacity }
     }
 
+    /// How many records there may be.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
     /// How many records there are.
     pub fn len(&self) -> u32 {
         self.len

@@ -334,11 +334,6 @@ impl FlowTable {
         self.withdraw(position.index(), meta);
         self.len.fetch_sub(1, Ordering::Relaxed);
     }
-
-    /// Points an entry at a new owner; only the old owner may.
-    pub fn hand_over(&self, position: Position, handle: Handle) {
-        self.entry(position.index()).handle.store(handle.pack(), Ordering::Release);
-    }
 }
 
 enum Comparison {

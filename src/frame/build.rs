@@ -7,6 +7,7 @@
 use super::address::Mac;
 use super::checksum::{self, Sum};
 use super::tcp::{self, SegmentHead};
+use super::protocol::{self, IPV6_FRAGMENT, TCP, UDP};
 use super::view::{ETHERNET_LEN, Fragment, IpHead};
 
 /// Where a frame goes: both MACs and the IP header.
@@ -33,12 +34,6 @@ pub struct Head {
 
 /// The longest head that is written here: Ethernet, IPv6, TCP with all options.
 pub const HEAD_MAX: usize = ETHERNET_LEN + 40 + tcp::HEADER_MAX;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-const IPV6_FRAGMENT: u8 = 44;
 
 /// Writes Ethernet and IP for `payload_len` bytes behind them; returns the length written.
 fn ip(out: &mut [u8], route: &Route, protocol: u8, payload_len: usize, fragment: Option<Fragment>) -> usize {
@@ -149,7 +144,7 @@ pub fn finish_checksum<'p>(out: &mut [u8], head: Head, payload: impl Iterator<It
 /// Returns the frame's length.
 pub fn icmp(out: &mut [u8], route: &Route, message: &[u8]) -> usize {
     let v4 = route.ip.source.is_v4();
-    let protocol = if v4 { ICMP } else { ICMPV6 };
+    let protocol = protocol::icmp(v4);
     let start = ip(out, route, protocol, message.len(), None);
     let body = &mut out[start..start + message.len()];
     body.copy_from_slice(message);

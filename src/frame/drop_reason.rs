@@ -89,8 +89,6 @@ drop_reasons! {
     HopLimit => "hop_limit",
     /// Memory for bytes in flight is spent.
     BufferBudget => "buffer_budget",
-    /// A frame longer than the link allows.
-    FrameTooLong => "frame_too_long",
     /// The guest refused a published connection.
     GuestRefused => "guest_refused",
     /// The guest did not answer a published connection.
@@ -101,8 +99,6 @@ drop_reasons! {
     Reset => "reset",
     /// The guest stopped answering.
     GuestTimeout => "guest_timeout",
-    /// Refused because the process is shutting down.
-    ShuttingDown => "shutting_down",
     /// A frame copied for capture that the writer could not take in time (the frame itself went on).
     CaptureFull => "capture_full",
 }

@@ -11,5 +11,6 @@ pub mod drop_reason;
 pub mod fragment;
 pub mod icmp;
 pub mod offload;
+pub mod protocol;
 pub mod tcp;
 pub mod view;

@@ -162,17 +162,21 @@ fn parse_v4(head: &[u8], frame_len: usize) -> Result<Packet<'_>, DropReason> {
     transport(head, ip, transport_start, transport_len, header.protocol().0, fragment)
 }
 
+/// The widest link there is.
+const LINK_MTU_MAX: usize = 65_520;
+
 fn parse_v6(head: &[u8], frame_len: usize) -> Result<Packet<'_>, DropReason> {
     let header = Ipv6HeaderSlice::from_slice(&head[ETHERNET_LEN..]).map_err(|error| match error {
         etherparse::err::ipv6::HeaderSliceError::Len(_) => DropReason::Truncated,
         etherparse::err::ipv6::HeaderSliceError::Content(_) => DropReason::Malformed,
     })?;
-    let ip = IpHead {
+    let mut ip = IpHead {
         source: Address::v6(header.source()),
         destination: Address::v6(header.destination()),
         hop_limit: header.hop_limit(),
         traffic_class: header.traffic_class(),
-        dont_fragment: true,
+        // RFC 8200, 4.5: only the sender may cut a packet. One that no link is wide enough for has been cut.
+        dont_fragment: 40 + usize::from(header.payload_length()) <= LINK_MTU_MAX,
     };
     // A mapped address in an IPv6 header would be an IPv4 address to everything behind this point.
     if ip.source.is_v4() || ip.destination.is_v4() {
@@ -201,6 +205,8 @@ fn parse_v6(head: &[u8], frame_len: usize) -> Result<Packet<'_>, DropReason> {
                     Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| DropReason::ExtensionHeaders)?;
                 start += piece.slice().len();
                 next = piece.next_header();
+                // Its sender cuts what is too long for the path.
+                ip.dont_fragment = false;
                 // RFC 6946: an "atomic" fragment is a whole packet.
                 if piece.is_fragmenting_payload() {
                     fragment = Some(Fragment {

@@ -67,11 +67,11 @@ pub fn open_raw(v4: bool) -> io::Result<OwnedFd> {
     let protocol = if v4 { libc::IPPROTO_ICMP } else { libc::IPPROTO_ICMPV6 };
     let socket = tcp::socket(v4, kind, protocol)?;
     admit_replies(socket.as_raw_fd(), v4, None)?;
-    set_option(socket.as_raw_fd(), v4, libc::IP_RECVERR, libc::IPV6_RECVERR, 1)?;
     Ok(socket)
 }
 
-/// Lets the echo replies with an identifier into a raw socket, and nothing else; `None`: nothing at all.
+/// Lets the echo replies with an identifier into a raw socket, and nothing else; `None`: nothing at all. Errors pass every
+/// filter: the kernel queues those about anybody's echo, and forgets them when they are not wanted any more.
 pub fn admit_replies(fd: RawFd, v4: bool, id: Option<u16>) -> io::Result<()> {
     const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_IND) as u16;
     const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_IND) as u16;
@@ -80,6 +80,7 @@ pub fn admit_replies(fd: RawFd, v4: bool, id: Option<u16>) -> io::Result<()> {
     const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    set_option(fd, v4, libc::IP_RECVERR, libc::IPV6_RECVERR, i32::from(id.is_some()))?;
     let Some(id) = id else { return options::attach_filter(fd, &[step(RETURN, 0, 0, 0)]) };
     // A raw IPv4 socket sees the IP header, a raw ICMPv6 socket does not.
     let start = if v4 { step(IP_HEADER_LEN, 0, 0, 0) } else { step(INDEX, 0, 0, 0) };

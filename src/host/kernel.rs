@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::errors::{self, QueuedError, SocketError};
 use super::tcp::{self, Accepted};
@@ -63,8 +64,8 @@ impl Sockets for KernelSockets {
         tcp::shut_down(socket.as_raw_fd());
     }
 
-    fn keep_alive(&mut self, socket: &OwnedFd) {
-        tcp::keep_alive(socket.as_raw_fd());
+    fn keep_alive(&mut self, socket: &OwnedFd, after: Duration) {
+        tcp::keep_alive(socket.as_raw_fd(), after);
     }
 
     fn pair(&mut self) -> io::Result<(OwnedFd, OwnedFd)> {

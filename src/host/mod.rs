@@ -15,10 +15,14 @@ pub mod tcp;
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::frame::address::Endpoint;
 use errors::{QueuedError, SocketError};
 use tcp::Accepted;
+
+/// The host's resolver configuration.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// A connection to be opened on the host.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +87,7 @@ pub trait Sockets {
     fn shut_down(&mut self, socket: &Self::Socket);
 
     /// Has the kernel probe the peer for liveness.
-    fn keep_alive(&mut self, socket: &Self::Socket);
+    fn keep_alive(&mut self, socket: &Self::Socket, after: Duration);
 
     /// A pair of connected stream sockets: the worker's end, and the one for whoever serves it.
     fn pair(&mut self) -> io::Result<(Self::Socket, OwnedFd)>;

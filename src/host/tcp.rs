@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::frame::address::Endpoint;
 
@@ -95,9 +96,10 @@ pub fn open(plan: &ConnectPlan) -> Result<OwnedFd, SocketError> {
         // The ECN bits belong to the host's own congestion control.
         let _ = options::set_number(fd, level, name, i32::from(plan.traffic_class & !3));
     }
+    // Two connections may leave from one port (RFC 5382, REQ-1), if both say so: also from one that the kernel picks now
+    // and another connection asks for later.
+    options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     if let Some(port) = plan.local_port {
-        // Two connections may leave from one port (RFC 5382, REQ-1).
-        options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         bind(fd, Endpoint { address: unspecified(v4), port })?;
     }
     match connect(fd, plan.destination) {
@@ -164,12 +166,15 @@ pub fn shut_down(fd: RawFd) {
     let _ = unsafe { libc::shutdown(fd, libc::SHUT_WR) };
 }
 
-/// Has the kernel probe the peer, as the guest does: from a minute of silence on.
-pub fn keep_alive(fd: RawFd) {
+/// Has the kernel probe the peer, as the guest does: after the same silence. How long it is patient then is the default of
+/// Linux, nine probes at up to 75 s each: the guest may be more patient than its probes are frequent.
+pub fn keep_alive(fd: RawFd, after: Duration) {
+    // TCP_KEEPIDLE takes up to 32,767 s.
+    let idle_s = after.as_secs().clamp(1, 32_767) as i32;
     for (level, name, value) in [
-        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 60),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 15),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 8),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle_s),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, idle_s.min(75)),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 9),
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
     ] {
         let _ = options::set_number(fd, level, name, value);
@@ -182,8 +187,6 @@ pub struct Accepted<S> {
     pub socket: S,
     /// Where it comes from.
     pub peer: Endpoint,
-    /// Which address of the host it called.
-    pub local: Endpoint,
 }
 
 /// Accepts the next client of a listener; `None` when there is none.
@@ -205,8 +208,5 @@ pub fn accept(listener: RawFd) -> io::Result<Option<Accepted<OwnedFd>>> {
     };
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    match (sockaddr::load(&name), sockaddr::local(fd)) {
-        (Some(peer), Some(local)) => Ok(Some(Accepted { socket, peer, local })),
-        _ => Ok(None),
-    }
+    Ok(sockaddr::load(&name).map(|peer| Accepted { socket, peer }))
 }

@@ -68,6 +68,14 @@ impl Piece {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start(), len) };
         len
     }
+
+    /// Copies another piece's bytes in; returns how many fitted.
+    pub fn copy_piece(&self, other: &Piece) -> usize {
+        let len = other.len().min(self.len());
+        // SAFETY: `new` promises for both that their memory is mapped; they may overlap.
+        unsafe { std::ptr::copy(other.start(), self.start(), len) };
+        len
+    }
 }
 
 /// What an operation does.
@@ -361,9 +369,16 @@ impl ByteQueue {
 
     /// Adds a copy of a piece's bytes at the end.
     pub fn append_piece(&mut self, piece: &Piece) {
-        let mut bytes = Vec::new();
-        piece.copy_to(&mut bytes);
-        self.0.extend(bytes);
+        // By way of the stack: no reference may be made to the piece's memory, which the guest may share.
+        let mut some = [0; 4096];
+        let mut done = 0;
+        while done < piece.len() {
+            let part = piece.part(done, some.len());
+            // SAFETY: the part's memory is mapped, as `new` promises, and `some` has room for it.
+            unsafe { std::ptr::copy_nonoverlapping(part.start(), some.as_mut_ptr(), part.len()) };
+            self.0.extend(&some[..part.len()]);
+            done += part.len();
+        }
     }
 
     /// Drops bytes at the start; memory goes back once all are gone.

@@ -35,8 +35,9 @@ pub struct Tap {
     fd: OwnedFd,
     capabilities: Capabilities,
     outbound: Buffers,
-    /// Lengths of the batch's frames, the virtio-net header included.
-    lengths: Vec<usize>,
+    /// The batch's frames: in which buffer each lies, and its length, the virtio-net header included. A read in the
+    /// middle of a batch may have come too early for a frame that the next one got.
+    frames: Vec<(usize, usize)>,
     reads: Vec<OperationId>,
     /// How many frames to ask for.
     ask: usize,
@@ -57,7 +58,7 @@ impl Tap {
             fd,
             capabilities: Capabilities { mtu, tcp_segmentation: true, udp_segmentation },
             outbound: Buffers::new(BATCH, HEADER_LEN + FRAME_MAX),
-            lengths: Vec::with_capacity(BATCH),
+            frames: Vec::with_capacity(BATCH),
             reads: Vec::with_capacity(BATCH),
             ask: 1,
             mean_len: 1500,
@@ -88,23 +89,21 @@ impl Link for Tap {
     }
 
     fn end_receive(&mut self, operations: &Operations) -> Received {
-        self.lengths.clear();
+        self.frames.clear();
         let mut bytes = 0;
-        for id in &self.reads {
+        for (buffer, id) in self.reads.iter().enumerate() {
             match operations.result(*id) {
                 Ok(len) if len > HEADER_LEN => {
-                    self.lengths.push(len);
+                    self.frames.push((buffer, len));
                     bytes += len;
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    self.closed |= is_gone(&error);
-                    break;
-                }
+                Err(error) => self.closed |= is_gone(&error),
             }
         }
-        let frames = self.lengths.len();
-        let empty = frames < self.ask;
+        let frames = self.frames.len();
+        // Only a last read that found nothing shows that there is nothing: what came since has the queue say so.
+        let empty = self.reads.last().is_none_or(|last| operations.result(*last).is_err());
         if let Some(mean) = bytes.checked_div(frames) {
             self.mean_len = self.mean_len - self.mean_len / 4 + mean / 4;
         }
@@ -114,8 +113,8 @@ impl Link for Tap {
     }
 
     fn frame(&self, index: usize) -> Option<OutboundFrame<'_>> {
-        let len = *self.lengths.get(index)?;
-        let bytes = self.outbound.bytes(index, len.min(HEADER_LEN + HEAD_LEN));
+        let (buffer, len) = *self.frames.get(index)?;
+        let bytes = self.outbound.bytes(buffer, len.min(HEADER_LEN + HEAD_LEN));
         Some(OutboundFrame {
             head: &bytes[HEADER_LEN..],
             len: len - HEADER_LEN,
@@ -124,12 +123,13 @@ impl Link for Tap {
     }
 
     fn payload(&self, index: usize, from: usize, len: usize, take: &mut dyn FnMut(Piece)) {
-        let frame = self.outbound.piece(index).part(0, self.lengths[index]);
+        let Some((buffer, whole)) = self.frames.get(index).copied() else { return };
+        let frame = self.outbound.piece(buffer).part(0, whole);
         take(frame.part(HEADER_LEN + from, len));
     }
 
     fn release(&mut self) {
-        self.lengths.clear();
+        self.frames.clear();
     }
 
     fn reserve(&mut self, _head_len: usize, payload_len: usize) -> Option<Space> {
@@ -199,7 +199,7 @@ pub enum TapError {
     #[error("cannot open /dev/net/tun ({0}): {hint}", hint = tun_hint(.0))]
     NoDevice(#[source] io::Error),
     /// The device could not be set up.
-    #[error("cannot make the tap device '{name}' ({error})")]
+    #[error("cannot make the tap device '{name}' ({error}): {hint}", hint = setup_hint(.error))]
     Setup {
         /// Its name.
         name: String,
@@ -214,6 +214,16 @@ fn tun_hint(error: &io::Error) -> &'static str {
         "everybody may open it where udev makes it; else chmod 0666 /dev/net/tun, or run as root"
     } else {
         "load the module (modprobe tun), or give the container the device"
+    }
+}
+
+fn setup_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EINVAL) => {
+            "is there an interface of that name in the namespace? choose another one by --interface"
+        }
+        Some(libc::EPERM) => "it takes CAP_NET_ADMIN in the namespace",
+        _ => "does the kernel have multi-queue taps (Linux 3.8)?",
     }
 }
 
@@ -240,7 +250,11 @@ pub fn create(name: &str, queues: usize) -> Result<Created, TapError> {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        if created.queues.is_empty() {
+            // A device that is there already would be given another queue: frames for somebody else's guest.
+            flags |= libc::IFF_TUN_EXCL;
+        }
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         let raw = fd.as_raw_fd();
         let header_len = HEADER_LEN as libc::c_int;

@@ -4,8 +4,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg,
+    sendmsg, shutdown, socketpair,
 };
 
 /// The longest message, in bytes.
@@ -16,10 +16,17 @@ const DESCRIPTORS_MAX: usize = 64;
 /// What hythe says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ToHelper {
+    /// Make or enter the namespace, and set it up.
+    SetUp,
     /// Start the command.
     Go,
     /// Pass a signal on to the command.
-    Signal(i32),
+    Signal {
+        /// Which.
+        number: i32,
+        /// It came from the terminal, which sends it to a whole process group.
+        from_terminal: bool,
+    },
     /// Open so many TCP sockets in the guest's namespace.
     Sockets {
         /// How many.
@@ -70,16 +77,20 @@ impl Message for ToHelper {
     fn encode(&self) -> Vec<u8> {
         match self {
             Self::Go => vec![0],
-            Self::Signal(signal) => vec![1, *signal as u8],
+            Self::Signal { number, from_terminal } => vec![1, *number as u8, u8::from(*from_terminal)],
             Self::Sockets { count, v4 } => vec![2, *count, u8::from(*v4)],
+            Self::SetUp => vec![3],
         }
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         match *bytes {
             [0] => Some(Self::Go),
-            [1, signal] => Some(Self::Signal(i32::from(signal))),
+            [1, number, terminal] => {
+                Some(Self::Signal { number: i32::from(number), from_terminal: terminal != 0 })
+            }
             [2, count, v4] => Some(Self::Sockets { count, v4: v4 != 0 }),
+            [3] => Some(Self::SetUp),
             _ => None,
         }
     }
@@ -128,6 +139,12 @@ impl Channel {
         let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
         sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
         Ok(())
+    }
+
+    /// Ends the conversation: the other end sees it, whoever else has a copy of this one.
+    pub fn close(&self) {
+        // It fails only where it has ended already.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 
     /// Has reading give an error where there is nothing to read.
@@ -199,7 +216,12 @@ mod tests {
     #[test]
     fn every_message_arrives_as_it_was_sent() {
         let (hythe, helper) = Channel::pair().unwrap();
-        for message in [ToHelper::Go, ToHelper::Signal(15), ToHelper::Sockets { count: 9, v4: true }] {
+        for message in [
+            ToHelper::SetUp,
+            ToHelper::Go,
+            ToHelper::Signal { number: 15, from_terminal: true },
+            ToHelper::Sockets { count: 9, v4: true },
+        ] {
             hythe.send(&message).unwrap();
             assert_eq!(helper.receive_from_hythe().unwrap(), Some(message));
         }

@@ -1,11 +1,9 @@
 //! Setting the guest's interface up, from inside its namespace.
 
 use std::fs;
-use std::io::{self, Write};
-use std::net::IpAddr;
+use std::io;
 use std::path::Path;
 
-use nix::mount::{MsFlags, mount};
 use nix::net::if_::if_nametoindex;
 
 use crate::netlink::{LinkSettings, Netlink};
@@ -23,7 +21,7 @@ pub fn interface(plan: &Plan) -> io::Result<Vec<String>> {
     let loopback = if_nametoindex("lo")?;
     netlink.set_link(loopback, &LinkSettings { up: true, ..LinkSettings::default() })?;
 
-    let v6 = plan.gateways.iter().any(IpAddr::is_ipv6);
+    let v6 = plan.addresses.iter().any(|address| address.addr().is_ipv6());
     let name = &plan.interface;
     // The addresses are given; what the kernel would make up from router advertisements would be others besides.
     let settings: &[(&str, &str)] =
@@ -50,8 +48,15 @@ pub fn interface(plan: &Plan) -> io::Result<Vec<String>> {
         }
     }
     for gateway in &plan.gateways {
-        if let Err(error) = netlink.add_default_route(index, *gateway) {
-            notes.push(format!("{name}: no default route through {gateway} ({error})"));
+        let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
+        match netlink.add_default_route(index, *gateway) {
+            Ok(true) => {}
+            // Whoever lives in a namespace that was joined may have a way out already.
+            Ok(false) => notes.push(format!(
+                "the namespace has a default route of {family} already, which is kept: {name} leads to the link alone \
+                 (ip route replace default via {gateway} dev {name})"
+            )),
+            Err(error) => notes.push(format!("{name}: no default route through {gateway} ({error})")),
         }
     }
     Ok(notes)
@@ -60,21 +65,4 @@ pub fn interface(plan: &Plan) -> io::Result<Vec<String>> {
 /// Sets a kernel parameter of the namespace; says whether that worked. On a kernel without the family there is none.
 fn sysctl(path: &str, value: &str) -> bool {
     fs::write(Path::new("/proc/sys").join(path), value).is_ok()
-}
-
-/// Shows the guest its own resolv.conf, in this process's mount namespace, which is its own.
-pub fn resolv_conf(content: &str) -> io::Result<()> {
-    let target = fs::canonicalize("/etc/resolv.conf")?;
-    // Nothing that is mounted here may be seen outside.
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-    let path = std::env::temp_dir().join(format!("hythe-resolv.conf.{}", std::process::id()));
-    let mut options = fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
-    let mut file = options.write(true).create_new(true).open(&path)?;
-    let written = file.write_all(content.as_bytes());
-    let mounted = written.and_then(|()| Ok(mount(Some(&path), &target, none, MsFlags::MS_BIND, none)?));
-    // The mount keeps the file; its name is not needed.
-    fs::remove_file(&path)?;
-    mounted
 }

@@ -3,29 +3,21 @@
 //! One thread, no data plane. It makes or enters the namespace, sets it up, runs the command and hands out sockets.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, OsString};
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, Uid, fork};
+use nix::unistd::{ForkResult, Pid, fork, getpgid, getpgrp};
 
 use super::channel::{Channel, FromHelper, ToHelper};
-use super::{Plan, Target, configure};
+use super::resolver::Cover;
+use super::{Plan, Target, command, configure, enter};
 use crate::host::tcp;
 use crate::link::tap;
-
-/// Exit statuses of `hythe run`, as env(1) and docker(1) use them.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 
 /// Forks the helper with its ends of the channel and of the broker's channel; `ours` are hythe's ends, which the
 /// helper closes.
@@ -39,7 +31,7 @@ pub fn start(plan: &Plan, theirs: [Channel; 2], ours: [BorrowedFd<'_>; 2]) -> io
                 unsafe { libc::close(end.as_raw_fd()) };
             }
             let [channel, broker] = theirs;
-            let status = Helper { channel, broker, plan, command: None }.live();
+            let status = Helper { channel, broker, plan, command: None, resolver: None }.live();
             // No destructors of the parent's things, no flushing of its buffers.
             // SAFETY: ends the process.
             unsafe { libc::_exit(i32::from(status)) }
@@ -52,6 +44,8 @@ struct Helper<'p> {
     broker: Channel,
     plan: &'p Plan,
     command: Option<Pid>,
+    /// The command's resolv.conf.
+    resolver: Option<Cover>,
 }
 
 impl Helper<'_> {
@@ -66,15 +60,19 @@ impl Helper<'_> {
         }
     }
 
-    fn set_up(&self) -> Result<(), String> {
+    fn set_up(&mut self) -> Result<(), String> {
         // Signals of the terminal are the command's; those for hythe are passed on by hythe.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
             .map_err(|e| format!("signal mask: {e}"))?;
         // What the command leaves behind becomes a child of this process, so that it can be found.
         // SAFETY: no memory is passed.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
-        self.enter()?;
+        // Nothing is changed before hythe has everything else.
+        if !matches!(self.channel.receive_from_hythe(), Ok(Some(ToHelper::SetUp))) {
+            return Err("hythe has given up".into());
+        }
         let plan = self.plan;
+        enter::enter(plan)?;
         let created = tap::create(&plan.interface, plan.queues).map_err(|error| error.to_string())?;
         let queues: Vec<RawFd> = created.queues.iter().map(AsRawFd::as_raw_fd).collect();
         let notes = configure::interface(plan).map_err(|error| {
@@ -83,8 +81,9 @@ impl Helper<'_> {
         for note in notes {
             self.report(&FromHelper::Note(note), &[])?;
         }
-        if matches!(plan.target, Target::Run { .. }) {
-            self.dress();
+        match plan.target {
+            Target::Run { .. } => self.dress(),
+            Target::Path(_) | Target::Process(_) => give_up_rights()?,
         }
         self.report(&FromHelper::Tap { udp_segmentation: created.udp_segmentation }, &queues)?;
         self.report(&FromHelper::Ready, &[])
@@ -94,46 +93,34 @@ impl Helper<'_> {
         self.channel.report(message, descriptors).map_err(|error| format!("hythe is gone ({error})"))
     }
 
-    /// Makes or enters the namespace.
-    fn enter(&self) -> Result<(), String> {
-        match &self.plan.target {
-            Target::Run { .. } => {
-                if !Uid::effective().is_root() {
-                    new_user_namespace()?;
-                }
-                let mut flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
-                if self.plan.hostname.is_some() {
-                    flags |= CloneFlags::CLONE_NEWUTS;
-                }
-                unshare(flags).map_err(|error| {
-                    format!(
-                        "a new network namespace cannot be made ({error}): it takes root, or user namespaces"
-                    )
-                })
-            }
-            Target::Path(path) => join(path, CloneFlags::CLONE_NEWNET),
-            Target::Process(pid) => {
-                let file = |kind: &str| PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
-                if !Uid::effective().is_root() && !same_file(&file("user"), Path::new("/proc/self/ns/user")) {
-                    join(&file("user"), CloneFlags::CLONE_NEWUSER)?;
-                }
-                join(&file("net"), CloneFlags::CLONE_NEWNET)
-            }
-        }
+    /// Tells the user something. If hythe is gone there is nobody to tell.
+    fn note(&self, note: String) {
+        let _ = self.channel.report(&FromHelper::Note(note), &[]);
     }
 
     /// What a command expects besides the interface. None of it is worth failing for.
-    fn dress(&self) {
+    fn dress(&mut self) {
         if let Some(name) = &self.plan.hostname
             && let Err(error) = nix::unistd::sethostname(name)
         {
-            let _ =
-                self.channel.report(&FromHelper::Note(format!("the host name cannot be set ({error})")), &[]);
+            self.note(format!("the host name cannot be set ({error})"));
         }
-        if let Err(error) = configure::resolv_conf(&self.plan.resolv_conf) {
-            let note =
-                format!("the command sees the host's /etc/resolv.conf ({error}): names may not resolve");
-            let _ = self.channel.report(&FromHelper::Note(note), &[]);
+        let mut resolver = Cover::new(&self.plan.resolv_conf);
+        self.judge_resolver(resolver.lay());
+        self.resolver = Some(resolver);
+    }
+
+    fn judge_resolver(&self, covered: io::Result<()>) {
+        match covered {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.note(
+                "the host has no /etc/resolv.conf that the command's could cover: it has none until there is one, and \
+                 names may not resolve"
+                    .into(),
+            ),
+            Err(error) => self.note(format!(
+                "the command sees the host's /etc/resolv.conf ({error}): names may not resolve"
+            )),
         }
     }
 
@@ -143,13 +130,11 @@ impl Helper<'_> {
         mask.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         loop {
-            let watched = [self.channel.as_fd(), self.broker.as_fd(), children.as_fd()];
-            let mut ready = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match poll(&mut ready, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                other => other?,
-            };
-            let [from_hythe, from_customers, from_children] = ready.map(|fd| fd.any().unwrap_or(false));
+            let [from_hythe, from_customers, from_children, resolver_changed] = self.ready(&children)?;
+            if resolver_changed && let Some(resolver) = &mut self.resolver {
+                let covered = resolver.follow();
+                self.judge_resolver(covered);
+            }
             if from_children {
                 while children.read_signal()?.is_some() {}
                 if let Some(status) = self.reap() {
@@ -174,27 +159,44 @@ impl Helper<'_> {
         }
     }
 
+    fn ready(&self, children: &SignalFd) -> io::Result<[bool; 4]> {
+        let own = [self.channel.as_fd(), self.broker.as_fd(), children.as_fd()];
+        let watched = own.into_iter().chain(self.resolver.as_ref().and_then(Cover::fd));
+        let mut fds: Vec<PollFd<'_>> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => return Ok([false; 4]),
+            other => other?,
+        };
+        Ok([0, 1, 2, 3].map(|index| fds.get(index).is_some_and(|fd| fd.any().unwrap_or(false))))
+    }
+
     fn obey(&mut self, message: &ToHelper) -> io::Result<()> {
         match (message, &self.plan.target) {
-            (ToHelper::Go, Target::Run { command }) => match spawn(command) {
-                Ok(child) => {
-                    self.command = Some(child);
-                    Ok(())
+            (ToHelper::Go, Target::Run { command }) => {
+                match command::spawn(command, &self.plan.signal_mask) {
+                    Ok(child) => {
+                        self.command = Some(child);
+                        Ok(())
+                    }
+                    Err((status, message)) => {
+                        self.channel.report(&FromHelper::Note(message), &[])?;
+                        self.channel.report(&FromHelper::Exited(status), &[])
+                    }
                 }
-                Err((status, message)) => {
-                    self.channel.report(&FromHelper::Note(message), &[])?;
-                    self.channel.report(&FromHelper::Exited(status), &[])
-                }
-            },
+            }
             (ToHelper::Go, _) => Ok(()),
-            (ToHelper::Signal(signal), _) => {
-                if let (Some(command), Ok(signal)) = (self.command, Signal::try_from(*signal)) {
-                    // It may have ended just now.
-                    let _ = kill(command, signal);
+            (ToHelper::Signal { number, from_terminal }, _) => {
+                if let (Some(command), Ok(signal)) = (self.command, Signal::try_from(*number)) {
+                    // The terminal has sent it to all of hythe's process group: to the command too, if it is still there.
+                    let has_it = *from_terminal && getpgid(Some(command)) == Ok(getpgrp());
+                    if !has_it {
+                        // It may have ended just now.
+                        let _ = kill(command, signal);
+                    }
                 }
                 Ok(())
             }
-            (ToHelper::Sockets { .. }, _) => Ok(()),
+            (ToHelper::SetUp | ToHelper::Sockets { .. }, _) => Ok(()),
         }
     }
 
@@ -255,85 +257,13 @@ fn children_of_this_process() -> Vec<Pid> {
         .collect()
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
-    match (std::fs::read_link(a), std::fs::read_link(b)) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
+/// What is left to do in a namespace that was joined, opening sockets, takes no right.
+fn give_up_rights() -> Result<(), String> {
+    use caps::CapSet;
+    // Dropping from the bounding set takes a capability itself; without one there is nothing to bound.
+    let _ = caps::clear(None, CapSet::Bounding);
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).map_err(|error| format!("capabilities cannot be given up ({error})"))?;
     }
-}
-
-fn join(path: &Path, kind: CloneFlags) -> Result<(), String> {
-    let refused = |error: io::Error| {
-        let hint = match error.kind() {
-            io::ErrorKind::NotFound => "it does not exist",
-            io::ErrorKind::PermissionDenied => "it takes root, or the namespace's owner",
-            _ => "is it a namespace?",
-        };
-        format!("cannot enter the namespace {} ({error}): {hint}", path.display())
-    };
-    let file = File::open(path).map_err(refused)?;
-    setns(file, kind).map_err(|error| refused(error.into()))
-}
-
-/// A user namespace in which this user is root: with the rights over the network namespace that comes next.
-fn new_user_namespace() -> Result<(), String> {
-    let (uid, gid) = (Uid::effective(), nix::unistd::Gid::effective());
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| {
-        format!(
-            "a user namespace cannot be made ({error}): run as root, or allow it (sysctl user.max_user_namespaces, \
-             kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
-        )
-    })?;
-    let write = |file: &str, content: String| {
-        std::fs::write(format!("/proc/self/{file}"), content)
-            .map_err(|error| format!("the user namespace cannot be set up (/proc/self/{file}: {error})"))
-    };
-    write("setgroups", "deny".into())?;
-    write("uid_map", format!("0 {uid} 1"))?;
-    write("gid_map", format!("0 {gid} 1"))
-}
-
-/// Starts the command. When it cannot be executed: the exit status that says so, and why.
-fn spawn(command: &[OsString]) -> Result<Pid, (u8, String)> {
-    let Some(program) = command.first() else { return Err((NOT_FOUND, "no command is given".into())) };
-    let failed = |status: u8, error: &dyn std::fmt::Display| {
-        (status, format!("{}: cannot be run ({error})", program.to_string_lossy()))
-    };
-    let arguments: Vec<CString> = command
-        .iter()
-        .map(|argument| CString::new(argument.as_bytes()))
-        .collect::<Result<_, _>>()
-        .map_err(|error| failed(NOT_EXECUTABLE, &error))?;
-    let (reading, writing) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| failed(NOT_EXECUTABLE, &e))?;
-    // SAFETY: this process has one thread.
-    match unsafe { fork() }.map_err(|error| failed(NOT_EXECUTABLE, &error))? {
-        ForkResult::Child => {
-            // SAFETY: no memory is passed.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            let error = match nix::unistd::execvp(&arguments[0], &arguments) {
-                Err(error) => error,
-                Ok(never) => match never {},
-            };
-            let _ = File::from(writing).write_all(&(error as i32).to_ne_bytes());
-            // SAFETY: ends the process.
-            unsafe { libc::_exit(i32::from(NOT_EXECUTABLE)) }
-        }
-        ForkResult::Parent { child } => {
-            drop(writing);
-            let mut number = [0; 4];
-            match File::from(reading).read_exact(&mut number) {
-                // The pipe was closed by a successful exec.
-                Err(_) => Ok(child),
-                Ok(()) => {
-                    let _ = waitpid(child, None);
-                    let error = io::Error::from_raw_os_error(i32::from_ne_bytes(number));
-                    let status =
-                        if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
-                    Err(failed(status, &error))
-                }
-            }
-        }
-    }
+    nix::sys::prctl::set_no_new_privs().map_err(|error| format!("no_new_privs cannot be set ({error})"))
 }

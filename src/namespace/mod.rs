@@ -11,8 +11,11 @@
 //! exits. hythe sees the end of the helper the same way.
 
 pub mod channel;
+mod command;
 mod configure;
+mod enter;
 mod helper;
+mod resolver;
 mod watch;
 
 use std::ffi::OsString;
@@ -21,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use nix::sys::signal::{SigSet, Signal, kill};
 
 use crate::config::Config;
 use crate::frame::address::Mac;
@@ -57,23 +61,26 @@ pub struct Plan {
     pub mtu: u16,
     /// The guest's addresses, with prefixes.
     pub addresses: Vec<IpNet>,
-    /// Default gateways.
+    /// Default gateways; of IPv6 only where the host has a way out itself, as the router advertisements say.
     pub gateways: Vec<std::net::IpAddr>,
     /// The guest's host name.
     pub hostname: Option<String>,
     /// The content of the guest's resolv.conf.
     pub resolv_conf: String,
+    /// The signals that the command is to block: those that hythe was started with.
+    pub signal_mask: SigSet,
 }
 
 impl Plan {
-    /// The plan for a configuration; `search` are the host's search domains.
-    pub fn new(config: &Config, target: Target, search: &[String]) -> Self {
+    /// The plan for a configuration; `search` are the host's search domains, `signal_mask` is for the command.
+    pub fn new(config: &Config, target: Target, search: &[String], signal_mask: SigSet) -> Self {
         use std::fmt::Write;
         let mut resolv_conf = String::from("# made by hythe\n");
-        let gateways: Vec<_> = config.addresses.families().map(|family| family.gateway.ip()).collect();
-        for gateway in &gateways {
-            let _ = writeln!(resolv_conf, "nameserver {gateway}");
+        let mut gateways: Vec<_> = config.addresses.families().map(|family| family.gateway.ip()).collect();
+        for resolver in &gateways {
+            let _ = writeln!(resolv_conf, "nameserver {resolver}");
         }
+        gateways.retain(|gateway| gateway.is_ipv4() || config.host_has_ipv6);
         if !search.is_empty() {
             let _ = writeln!(resolv_conf, "search {}", search.join(" "));
         }
@@ -87,6 +94,7 @@ impl Plan {
             gateways,
             hostname: config.hostname.clone(),
             resolv_conf,
+            signal_mask,
         }
     }
 }
@@ -96,59 +104,75 @@ impl Plan {
 pub enum NamespaceError {
     /// The helper could not be started.
     #[error("the helper process cannot be started ({0})")]
-    Fork(#[source] io::Error),
+    Fork(io::Error),
     /// The helper says what failed.
     #[error("{0}")]
     Helper(String),
     /// The helper ended without a word.
     #[error("the helper process in the guest's namespace ended unexpectedly")]
     Gone,
+    /// There is no such namespace.
+    #[error("cannot attach to {target}: it does not exist ({error})")]
+    Missing {
+        /// Which namespace.
+        target: String,
+        /// As the kernel says it.
+        error: io::Error,
+    },
     /// The namespace cannot be watched.
     #[error("cannot watch for the end of {target} ({error})")]
     Watch {
         /// Which namespace.
         target: String,
         /// Why.
-        #[source]
         error: io::Error,
     },
 }
 
-/// The guest's namespace, set up; the command, if any, has not started.
+/// The guest's namespace. Dropped, it ends the helper, and with it the command and everything that came of it.
 pub struct Namespace {
     channel: Channel,
     /// A channel of its own for opening sockets in the namespace; the slow path's.
     pub broker: Option<Channel>,
     helper: nix::unistd::Pid,
-    /// The tap device's queues.
-    pub tap: Created,
+    tap: Option<Created>,
+    stands: bool,
     /// What to know besides.
     pub notes: Vec<String>,
 }
 
 impl Namespace {
-    /// Starts the helper and waits until the interface stands. No thread may exist yet.
-    pub fn set_up(plan: &Plan) -> Result<Self, NamespaceError> {
+    /// Starts the helper, which changes nothing before [`Self::set_up`]. No thread may exist yet.
+    pub fn start(plan: &Plan) -> Result<Self, NamespaceError> {
         let (channel, theirs) = Channel::pair().map_err(NamespaceError::Fork)?;
         let (broker, their_broker) = Channel::pair().map_err(NamespaceError::Fork)?;
         let helper = helper::start(plan, [theirs, their_broker], [channel.as_fd(), broker.as_fd()])
             .map_err(NamespaceError::Fork)?;
-        let mut tap = None;
-        let mut notes = Vec::new();
-        loop {
-            match channel.receive_from_helper() {
-                Ok(Some((FromHelper::Tap { udp_segmentation }, queues))) => {
-                    tap = Some(Created { queues, udp_segmentation });
-                }
-                Ok(Some((FromHelper::Note(note), _))) => notes.push(note),
-                Ok(Some((FromHelper::Ready, _))) => break,
-                Ok(Some((FromHelper::Failed(message), _))) => return Err(NamespaceError::Helper(message)),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return Err(NamespaceError::Gone),
+        Ok(Self { channel, broker: Some(broker), helper, tap: None, stands: false, notes: Vec::new() })
+    }
+
+    /// Has the helper make or enter the namespace and set it up; [`Self::hear_set_up`] tells when it is done.
+    pub fn set_up(&self) -> Result<(), NamespaceError> {
+        self.channel.send(&ToHelper::SetUp).map_err(|_| NamespaceError::Gone)
+    }
+
+    /// Takes the next word about the set-up, for which [`Self::fd`] becomes readable. The tap device, once everything
+    /// stands.
+    pub fn hear_set_up(&mut self) -> Result<Option<Created>, NamespaceError> {
+        match self.channel.receive_from_helper() {
+            Ok(Some((FromHelper::Tap { udp_segmentation }, queues))) => {
+                self.tap = Some(Created { queues, udp_segmentation });
             }
+            Ok(Some((FromHelper::Note(note), _))) => self.notes.push(note),
+            Ok(Some((FromHelper::Ready, _))) => {
+                self.stands = true;
+                return self.tap.take().map(Some).ok_or(NamespaceError::Gone);
+            }
+            Ok(Some((FromHelper::Failed(message), _))) => return Err(NamespaceError::Helper(message)),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return Err(NamespaceError::Gone),
         }
-        let tap = tap.ok_or(NamespaceError::Gone)?;
-        Ok(Self { channel, broker: Some(broker), helper, tap, notes })
+        Ok(None)
     }
 
     /// Everything stands: the command may start.
@@ -156,9 +180,9 @@ impl Namespace {
         self.channel.send(&ToHelper::Go)
     }
 
-    /// Passes a signal on to the command.
-    pub fn signal(&self, signal: i32) -> io::Result<()> {
-        self.channel.send(&ToHelper::Signal(signal))
+    /// Passes a signal on to the command, unless it came `from_terminal` and the command has it from there.
+    pub fn signal(&self, signal: Signal, from_terminal: bool) -> io::Result<()> {
+        self.channel.send(&ToHelper::Signal { number: signal as i32, from_terminal })
     }
 
     /// The descriptor on which the helper speaks.
@@ -170,11 +194,15 @@ impl Namespace {
     pub fn receive(&self) -> io::Result<Option<(FromHelper, Vec<OwnedFd>)>> {
         self.channel.receive_from_helper()
     }
+}
 
-    /// Waits for the helper's end; the channel is closed first, which makes it end.
-    pub fn finish(self) {
-        drop(self.broker);
-        drop(self.channel);
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if !self.stands {
+            // No command runs yet, and whatever it waits for in the namespace is not worth waiting for.
+            let _ = kill(self.helper, Signal::SIGKILL);
+        }
+        self.channel.close();
         // It fails only when there is no such child, which is as good.
         let _ = nix::sys::wait::waitpid(self.helper, None);
     }

@@ -29,13 +29,14 @@ pub enum Departure {
 impl Departure {
     /// Watches for the end of what `target` names.
     pub fn watch(target: &Target) -> Result<Self, NamespaceError> {
-        let failed = |error: io::Error| NamespaceError::Watch {
-            target: match target {
-                Target::Path(path) => path.display().to_string(),
-                Target::Process(pid) => format!("process {pid}"),
-                Target::Run { .. } => "the command".into(),
-            },
-            error,
+        let named = match target {
+            Target::Path(path) => path.display().to_string(),
+            Target::Process(pid) => format!("process {pid}"),
+            Target::Run { .. } => "the command".into(),
+        };
+        let failed = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => NamespaceError::Missing { target: named, error },
+            _ => NamespaceError::Watch { target: named, error },
         };
         match target {
             Target::Run { .. } => Ok(Self::Never),
@@ -60,6 +61,7 @@ impl Departure {
     }
 
     fn file(path: &Path) -> io::Result<Self> {
+        path.metadata()?;
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let directory =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

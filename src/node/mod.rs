@@ -19,6 +19,7 @@ use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
 use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
+use crate::host::RESOLV_CONF;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
 use crate::link::Link;
@@ -39,9 +40,7 @@ const MAILBOX: usize = 1024;
 const CONNECTS_PER_DESTINATION: u32 = 512;
 const CONNECTS: u32 = 8192;
 
-/// The host's resolver configuration.
-pub const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Where its link may point, by who manages it.
+/// Where the host's resolv.conf may lead, by who manages it.
 const RESOLVER_DIRECTORIES: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 
 /// Why hythe cannot run.
@@ -68,7 +67,6 @@ pub enum NodeError {
         /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
         error: io::Error,
     },
     /// Rights could not be given up.
@@ -80,7 +78,6 @@ pub enum NodeError {
         /// What was tried.
         what: &'static str,
         /// Why it failed.
-        #[source]
         error: io::Error,
     },
 }

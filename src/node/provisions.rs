@@ -2,8 +2,13 @@
 //!
 //! Rights are given up after this, and nothing here is asked for again.
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::config::Config;
 use crate::exchange::mail::Publication;
@@ -23,7 +28,7 @@ pub struct Provisions {
     engine: EngineKind,
     pub(super) listeners: Vec<(Publication, Vec<OwnedFd>)>,
     raw: [Vec<OwnedFd>; 2],
-    pub(super) capture: Option<std::fs::File>,
+    pub(super) capture: Option<File>,
     descriptors: u64,
     /// What the user should know.
     pub notes: Vec<String>,
@@ -41,12 +46,14 @@ impl Provisions {
         }
         let capture = match &config.capture {
             None => None,
-            Some(path) => Some(
-                std::fs::File::create(path)
-                    .map_err(|error| NodeError::Capture { path: path.clone(), error })?,
-            ),
+            Some(path) => {
+                Some(open_capture(path).map_err(|error| NodeError::Capture { path: path.clone(), error })?)
+            }
         };
-        let raw = [false, true].map(|v4| raw_sockets(v4, config.workers, &mut notes));
+        let raw = [false, true].map(|v4| match config.addresses.family(v4) {
+            Some(_) => raw_sockets(v4, config.workers, &mut notes),
+            None => Vec::new(),
+        });
         Ok(Self { engine, listeners, raw, capture, descriptors, notes })
     }
 
@@ -73,6 +80,25 @@ impl Provisions {
     pub(super) fn take_raw(&mut self) -> [Vec<OwnedFd>; 2] {
         self.raw.each_mut().map(|sockets| sockets.split_off(sockets.len().saturating_sub(RAW_SOCKETS)))
     }
+}
+
+/// Opens a file to write; a FIFO without waiting for who reads it.
+fn open_capture(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ENXIO) => {
+                io::Error::new(error.kind(), "a FIFO that nobody reads: start its reader first")
+            }
+            _ => error,
+        })?;
+    // Its writer may wait for it.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(file)
 }
 
 /// Raw sockets for echo, where ping sockets are not allowed and raw ones are.
@@ -141,5 +167,24 @@ fn protocol_name(protocol: PublishedProtocol) -> &'static str {
     match protocol {
         PublishedProtocol::Tcp => "tcp",
         PublishedProtocol::Udp => "udp",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capture_into_a_fifo_does_not_wait_for_its_reader() {
+        let path = std::env::temp_dir().join(format!("hythe-capture-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = open_capture(&path).unwrap_err();
+        assert!(error.to_string().contains("nobody reads"), "{error}");
+        let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let file = open_capture(&path).unwrap();
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK));
+        drop(reader);
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::capture::Capture;
 use crate::exchange::mail::ToRecorder;
 use crate::exchange::{Mailbox, Waker};
-use super::capture::Capture;
 
 /// Frames that wait to be written.
 const MAILBOX: usize = 1024;
@@ -31,10 +31,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Begins to write; `limit` takes rights from the thread.
-    pub fn start(
-        file: File,
-        limit: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> io::Result<Self> {
+    pub fn start(file: File, limit: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Self> {
         let waker = Arc::new(Waker::new()?);
         let mail = Mailbox::new(MAILBOX, waker.clone());
         let received = mail.clone();

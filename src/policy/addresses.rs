@@ -158,6 +158,13 @@ pub const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 65, 0), 
 /// The default subnet of IPv6.
 pub const SUBNET6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfdc4, 0xf303, 0x9324, 0, 0, 0, 0, 0), 64);
 
+/// Other private subnets of IPv6 (RFC 4193), for hosts on which a route covers the default one.
+pub const OTHER_SUBNETS6: [Ipv6Net; 3] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd9a, 0x6c1e, 0x27b8, 0, 0, 0, 0, 0), 64),
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd31, 0xb7d4, 0x805f, 0, 0, 0, 0, 0), 64),
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfde6, 0x4a93, 0xf16c, 0, 0, 0, 0, 0), 64),
+];
+
 /// Other private subnets, for hosts on which a route covers the default one.
 pub const OTHER_SUBNETS: [Ipv4Net; 4] = [
     Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 127, 0), 24),

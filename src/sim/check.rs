@@ -279,6 +279,10 @@ impl Books {
             self.open.insert(name, numbers);
             return Ok(());
         }
+        if let Some(known) = self.open.get_mut(&name).filter(|known| known.own_isn != segment.seq.0) {
+            // A SYN that came late has opened another one, which the guest will refuse.
+            (known.own_isn, known.own_scale, known.edge) = (segment.seq.0, offered, None);
+        }
         let answers = |numbers: &Numbers| segment.ack.0 == numbers.guest_isn.wrapping_add(1);
         if let Some(mut numbers) = self.opening.get(&name).filter(|numbers| answers(numbers)).cloned() {
             numbers.own_isn = segment.seq.0;

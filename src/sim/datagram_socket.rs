@@ -90,7 +90,9 @@ impl DatagramSocket {
             return Err(std::mem::take(&mut self.pending_error));
         }
         let mut bytes = Vec::new();
-        pieces.iter().for_each(|piece| piece.copy_to(&mut bytes));
+        for piece in pieces {
+            piece.copy_to(&mut bytes);
+        }
         let Some(remote) = sockaddr::load(&message.name).filter(|_| message.name_len > 0) else {
             return Err(libc::EDESTADDRREQ);
         };

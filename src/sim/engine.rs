@@ -113,12 +113,26 @@ impl Engine for ModelEngine {
     fn wait(&mut self, _timeout: Option<Duration>, events: &mut Vec<Event>) {
         let before = events.len();
         if let Some(token) = self.port.borrow_mut().ring() {
-            events.push(Event { token, readable: true, writable: false, closed: false, failed: false });
+            events.push(Event {
+                token,
+                readable: true,
+                writable: false,
+                closed: false,
+                failed: false,
+                urgent: false,
+            });
         }
         if let Some(token) = self.waker_token
             && self.alarm.rings()
         {
-            events.push(Event { token, readable: true, writable: false, closed: false, failed: false });
+            events.push(Event {
+                token,
+                readable: true,
+                writable: false,
+                closed: false,
+                failed: false,
+                urgent: false,
+            });
         }
         self.kernel.borrow_mut().report(self.id, &mut |token, ready| {
             events.push(Event {
@@ -127,6 +141,7 @@ impl Engine for ModelEngine {
                 writable: ready.writable,
                 closed: ready.closed,
                 failed: ready.failed,
+                urgent: false,
             });
         });
         if events.len() > before {

@@ -228,8 +228,8 @@ impl<S: Sockets> Sockets for FaultySockets<S> {
         self.0.shut_down(socket);
     }
 
-    fn keep_alive(&mut self, socket: &Self::Socket) {
-        self.0.keep_alive(socket);
+    fn keep_alive(&mut self, socket: &Self::Socket, after: Duration) {
+        self.0.keep_alive(socket, after);
     }
 
     fn pair(&mut self) -> io::Result<(Self::Socket, OwnedFd)> {

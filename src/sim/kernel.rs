@@ -24,6 +24,8 @@ use super::stream_socket::{Readiness, Standing, StreamSocket};
 
 /// Model descriptors start here, far above real ones.
 pub const FIRST_FD: RawFd = 100_000;
+/// How often, in a million, a report that is late comes later still.
+const LATER: u64 = 800_000;
 /// Links' descriptors start here.
 pub const FIRST_LINK_FD: RawFd = 200_000;
 
@@ -160,10 +162,11 @@ impl Kernel {
     }
 
     /// Puts a stream socket in and gives it a descriptor.
-    pub fn add_stream(&mut self, socket: StreamSocket) -> (usize, RawFd) {
+    pub fn add_stream(&mut self, mut socket: StreamSocket) -> (usize, RawFd) {
         let id = self.streams.len();
         let fd = self.allocate(Object::Stream(id));
-        self.streams.push(StreamSocket { fd: Some(fd), ..socket });
+        socket.fd = Some(fd);
+        self.streams.push(socket);
         (id, fd)
     }
 
@@ -305,29 +308,37 @@ impl Kernel {
         !self.reports[engine].ready.is_empty() || !self.reports[engine].late.is_empty()
     }
 
-    /// The next reports of an engine.
+    /// The next reports of an engine: what is ready, and behind that what comes late, if not later still.
     pub fn report(&mut self, engine: usize, take: &mut dyn FnMut(Token, Readiness)) {
-        for (token, readiness) in std::mem::take(&mut self.reports[engine].late) {
-            take(token, readiness);
-        }
         for _ in 0..self.plan.events_at_once {
-            let Some(fd) = self.reports[engine].ready.pop_front() else { return };
-            let level = self.level(fd);
-            let full = self.plan.full_reports;
-            let Some(watch) = self.descriptor(fd).and_then(|descriptor| descriptor.watch.as_mut()) else {
-                continue;
-            };
-            // A descriptor number may have been used again meanwhile, and be another engine's now.
-            if !watch.listed || watch.engine != engine {
-                continue;
+            let Some(fd) = self.reports[engine].ready.pop_front() else { break };
+            self.report_one(engine, fd, take);
+        }
+        for (token, readiness) in std::mem::take(&mut self.reports[engine].late) {
+            if self.random.chance(LATER) {
+                self.reports[engine].late.push((token, readiness));
+            } else {
+                take(token, readiness);
             }
-            watch.listed = false;
-            let events = std::mem::take(&mut watch.events);
-            let pending = std::mem::take(&mut watch.pending);
-            let readiness = if full || events > 1 { level } else { pending };
-            if !readiness.is_nothing() {
-                take(watch.token, readiness);
-            }
+        }
+    }
+
+    fn report_one(&mut self, engine: usize, fd: RawFd, take: &mut dyn FnMut(Token, Readiness)) {
+        let level = self.level(fd);
+        let full = self.plan.full_reports;
+        let Some(watch) = self.descriptor(fd).and_then(|descriptor| descriptor.watch.as_mut()) else {
+            return;
+        };
+        // A descriptor number may have been used again meanwhile, and be another engine's now.
+        if !watch.listed || watch.engine != engine {
+            return;
+        }
+        watch.listed = false;
+        let events = std::mem::take(&mut watch.events);
+        let pending = std::mem::take(&mut watch.pending);
+        let readiness = if full || events > 1 { level } else { pending };
+        if !readiness.is_nothing() {
+            take(watch.token, readiness);
         }
     }
 
@@ -422,7 +433,9 @@ impl Kernel {
         socket.taken += len;
         self.for_peers.push(id);
         let mut bytes = Vec::with_capacity(total);
-        pieces.iter().for_each(|piece| piece.copy_to(&mut bytes));
+        for piece in pieces {
+            piece.copy_to(&mut bytes);
+        }
         let right = self.stage.pattern.compare(from_guest(connection), start, &bytes[..len as usize]);
         if let Err(at) = right {
             self.stage.fail(format!("connection {connection}: byte {at} to the peer is wrong"));

@@ -254,7 +254,9 @@ impl Link for ModelLink {
         let capacity = payload_len.min(FRAME_MAX);
         let pieces = Self::scatter(&mut self.random, self.plan, self.inbound.piece(index), capacity);
         let mut memory = self.stage.memory.borrow_mut();
-        pieces.iter().for_each(|piece| memory.lend(piece, Lent::Space));
+        for piece in &pieces {
+            memory.lend(piece, Lent::Space);
+        }
         self.slots[index] = Slot::Reserved { capacity, head_len, pieces };
         Some(Space { index: index as u32, capacity })
     }
@@ -307,7 +309,9 @@ impl Link for ModelLink {
             return;
         };
         let mut memory = self.stage.memory.borrow_mut();
-        pieces.iter().for_each(|piece| memory.take_back(piece));
+        for piece in &pieces {
+            memory.take_back(piece);
+        }
         self.port.borrow_mut().room += 1;
     }
 

@@ -16,7 +16,7 @@ pub struct Pattern(Rc<[u8]>);
 impl Pattern {
     /// The bytes of a world.
     pub fn new(random: &mut Random) -> Self {
-        let one: Vec<u8> = (0..PERIOD).map(|_| random.next() as u8).collect();
+        let one: Vec<u8> = (0..PERIOD).map(|_| random.bits() as u8).collect();
         Self(one.iter().cycle().take(PERIOD + SLICE_MAX).copied().collect())
     }
 

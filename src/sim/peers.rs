@@ -189,7 +189,7 @@ impl Peers {
             if wrote > 0 {
                 self.stage.books.borrow_mut().progress[connection].peer_wrote = peer.program.written();
                 kernel.peer_writes(id, wrote);
-                self.stage.trace(wrote << 8 | 43, || format!("peer    {connection:>3} writes {wrote}"));
+                self.stage.trace(0x43 | wrote << 8, || format!("peer    {connection:>3} writes {wrote}"));
             }
             if read == 0 && wrote == 0 {
                 return;

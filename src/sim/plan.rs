@@ -293,7 +293,7 @@ impl Plan {
             host: HostPlan {
                 peek_offset: random.chance(700_000),
                 full_reports: random.chance(500_000),
-                late_reports: random.pick(&[0, 0, 100_000]),
+                late_reports: random.pick(&[0, 0, 600_000]),
                 port_taken: random.pick(&[0, 0, 200_000]),
                 short_sends: random.pick(&[0, 20_000, 300_000]),
                 events_at_once: random.pick(&[1, 4, 256, 256]),
@@ -341,7 +341,7 @@ impl Plan {
 
     fn connection(&self, index: usize, share: u64, random: &mut Random) -> ConnectionPlan {
         let v4 = random.chance(600_000);
-        let opening = self.opening(index, v4, random);
+        let opening = Self::opening(index, v4, random);
         let headers = if v4 { 40 } else { 60 };
         let mss = (self.mtu - headers).min(if random.chance(150_000) {
             random.within((400, 1400)) as u16
@@ -379,7 +379,7 @@ impl Plan {
         }
     }
 
-    fn opening(&self, index: usize, v4: bool, random: &mut Random) -> Opening {
+    fn opening(index: usize, v4: bool, random: &mut Random) -> Opening {
         let number = index as u16;
         let outside = outside(v4, number);
         let guest = guest_address(v4);

@@ -48,7 +48,7 @@ impl Servers {
             && content == payload(&self.stage, index, number, plan.size);
         self.stage
             .check(right, || format!("datagram {number} of conversation {index} leaves for {}", sent.remote));
-        self.stage.trace(u64::from(number) << 8 | 50, || {
+        self.stage.trace(0x50 | u64::from(number) << 8, || {
             format!("server      datagram {number} of conversation {index} from port {}", sent.local.port)
         });
         let back = |remote| Some(Return::Datagram(self.answer(sent, remote)));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::frame::address::Endpoint;
 use crate::host::errors::{QueuedError, SocketError};
@@ -176,8 +177,8 @@ impl Sockets for ModelSockets {
         let mut kernel = self.kernel.borrow_mut();
         let Some(id) = kernel.accept(listener) else { return Ok(None) };
         let stream = &kernel.streams[id];
-        let (peer, local) = (stream.remote, stream.local);
-        Ok(stream.fd.map(|fd| Accepted { socket: ModelSocket::new(fd, &self.kernel), peer, local }))
+        let peer = stream.remote;
+        Ok(stream.fd.map(|fd| Accepted { socket: ModelSocket::new(fd, &self.kernel), peer }))
     }
 
     fn room(&mut self, socket: &ModelSocket) -> u32 {
@@ -205,7 +206,7 @@ impl Sockets for ModelSockets {
         kernel.for_peers.push(id);
     }
 
-    fn keep_alive(&mut self, socket: &ModelSocket) {
+    fn keep_alive(&mut self, socket: &ModelSocket, _after: Duration) {
         let mut kernel = self.kernel.borrow_mut();
         let Some(connection) = kernel.stream(socket.fd).map(|stream| stream.connection) else { return };
         self.stage.books.borrow_mut().progress[connection].keep_alive = true;

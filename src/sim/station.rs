@@ -83,8 +83,11 @@ fn addresses() -> Addresses {
 
 impl Office {
     /// Mailboxes and table for the workers of a plan.
+    ///
+    /// # Panics
+    /// When there is no descriptor left for an eventfd.
     pub fn new(plan: &Plan, random: &mut Random) -> Self {
-        let secret = [random.next(), random.next()];
+        let secret = [random.bits(), random.bits()];
         let wakers: Vec<_> = (0..plan.workers).map(|_| waker()).collect();
         Self {
             workers: wakers.iter().map(|waker| Mailbox::new(MAILBOX, waker.clone())).collect(),
@@ -97,6 +100,9 @@ impl Office {
     }
 
     /// A worker.
+    ///
+    /// # Panics
+    /// When the worker cannot be made, for want of memory or of a descriptor.
     pub fn open_station(
         &mut self,
         id: usize,
@@ -207,7 +213,7 @@ impl Station {
         stage.check(self.idle <= IDLE_PASSES_MAX, || {
             "a worker spins: passes that come to nothing, and no sleep".into()
         });
-        if self.passes % 32 == 0 || self.asleep {
+        if self.passes.is_multiple_of(32) || self.asleep {
             let held = self.worker.holdings().buffered_bytes_max;
             stage.check(held <= BUFFERED_MAX, || format!("a flow holds {held} bytes"));
         }

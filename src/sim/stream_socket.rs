@@ -240,7 +240,7 @@ impl StreamSocket {
     pub fn outcome(&mut self) -> Result<(), SocketError> {
         let Some(number) = self.take_error() else { return Ok(()) };
         let report = (number == libc::EHOSTUNREACH && self.taken == 0)
-            .then(|| IcmpReport { error: IcmpError::HostUnreachable, offender: Some(self.remote.address) });
+            .then_some(IcmpReport { error: IcmpError::HostUnreachable, offender: Some(self.remote.address) });
         Err(SocketError { number, report })
     }
 

@@ -38,6 +38,9 @@ const WAKE_NS: (u64, u64) = (1_000, 50_000);
 /// When the clock of a world starts: not at zero, so that nothing takes a zero for a time.
 const START: Now = Now(1_000 * S);
 
+/// Things that happen at one moment at the most.
+const CROWD_MAX: u32 = 100_000;
+
 /// What is to happen.
 enum Happening {
     /// A worker's next pass.
@@ -87,12 +90,14 @@ pub struct Outcome {
     pub bytes: u64,
     /// Bytes of streams that went to sockets straight from frames, and from hythe's own memory.
     pub sent_bytes: (u64, u64),
+    /// Connections on whose host side hythe has asked for keep-alive probes.
+    pub keep_alives: usize,
 }
 
 /// Runs a plan, with a planted bug or without.
 pub fn run(plan: &Plan, fault: Option<Fault>, tracing: Tracing) -> Outcome {
     let _planted = Planting::of(fault);
-    let mut random = Random::new(plan.seed ^ 0x776f_726c_64);
+    let mut random = Random::new(plan.seed ^ 0x0077_6f72_6c64);
     let pattern = Pattern::new(&mut random);
     let books = Books::new(plan.connections.len(), plan.mtu);
     let stage = Rc::new(Stage::new(START, tracing, pattern, books));
@@ -114,6 +119,7 @@ pub fn run(plan: &Plan, fault: Option<Fault>, tracing: Tracing) -> Outcome {
             wakes: 0,
             bytes: 0,
             sent_bytes: (0, 0),
+            keep_alives: 0,
         }
     })
 }
@@ -193,6 +199,7 @@ impl World {
 
     fn run(&mut self) {
         self.prepare();
+        let mut crowd = 0;
         let horizon = START.0 + self.plan.horizon_ns;
         while !self.stage.has_failed() {
             let Some(at) = self.agenda.next() else { break };
@@ -200,6 +207,9 @@ impl World {
                 break;
             }
             let at = at.max(self.stage.now());
+            crowd = if at == self.stage.now() { crowd + 1 } else { 0 };
+            self.stage
+                .check(crowd < CROWD_MAX, || "time stands still: somebody always has something to do".into());
             self.stage.set_now(at);
             let Some(happening) = self.agenda.take(at) else { break };
             self.happen(happening, at);
@@ -262,7 +272,7 @@ impl World {
     fn happen(&mut self, happening: Happening, at: Now) {
         match happening {
             Happening::Pass(index) if self.stations[index].due.is_some_and(|due| due <= at) => {
-                self.pass(index)
+                self.pass(index);
             }
             Happening::Pass(_) => {}
             Happening::ToLink(queue, frame) => {
@@ -294,7 +304,7 @@ impl World {
             }
             Happening::Stall(queue, on) => self.stall(queue, on),
             Happening::Back(Return::Datagram(datagram)) => {
-                self.kernel.borrow_mut().datagram_arrives(datagram)
+                self.kernel.borrow_mut().datagram_arrives(datagram);
             }
             Happening::Back(Return::Error(datagram, number, queued)) => {
                 self.kernel.borrow_mut().datagram_fails(&datagram, number, queued);
@@ -568,7 +578,10 @@ impl World {
     /// Whether nothing is on its way and no worker holds on to anything.
     fn is_at_rest(&self) -> bool {
         let idle = |happening: &Happening| {
-            matches!(happening, Happening::Pass(_) | Happening::Stall(..) | Happening::Guest | Happening::Outcomes)
+            matches!(
+                happening,
+                Happening::Pass(_) | Happening::Stall(..) | Happening::Guest | Happening::Outcomes
+            )
         };
         self.stations.iter().all(Station::is_at_rest) && !self.agenda.any(|happening| !idle(happening))
     }
@@ -640,6 +653,7 @@ impl World {
             wakes: self.stations.iter().map(|station| station.wakes).sum(),
             bytes,
             sent_bytes: self.kernel.borrow().sent_bytes,
+            keep_alives: books.progress.iter().filter(|progress| progress.keep_alive).count(),
         }
     }
 }

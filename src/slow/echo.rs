@@ -7,13 +7,11 @@ use crate::frame::address::Mac;
 use crate::frame::build::{self, Route};
 use crate::frame::fragment;
 use crate::frame::icmp;
+use crate::frame::protocol;
 use crate::frame::view::{Content, ETHERNET_LEN, IpHead, Transport, View};
 use crate::policy::addresses::{Addresses, Destination};
 
 use super::neighbours::icmp_frame;
-
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// Answers an echo request to the gateway: one frame, or several where the reply is larger than the link's `mtu`. None
 /// for any other frame. `fragment_id` names the reply's fragments: another one for each call.
@@ -59,7 +57,7 @@ fn frames(route: &Route, message: &[u8], mtu: usize, fragment_id: u32) -> Vec<Ve
     // The checksum is of the whole message: it was filled in before this cut.
     let message = &whole[whole.len() - message.len()..];
     let v4 = route.ip.source.is_v4();
-    fragment::cut(message.len(), mtu, v4, fragment_id, if v4 { ICMP } else { ICMPV6 })
+    fragment::cut(message.len(), mtu, v4, fragment_id, protocol::icmp(v4))
         .map(|(piece, range)| {
             let mut frame = vec![0; ETHERNET_LEN + 48];
             let head = build::fragment(&mut frame, route, piece, range.len());

@@ -12,16 +12,13 @@ use crate::frame::build::{self, Route};
 use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{self, IcmpError, Quoted};
 use crate::frame::offload::Offload;
+use crate::frame::protocol::{ICMP, ICMPV6, IPV6_FRAGMENT};
 use crate::frame::view::{Content, ETHERNET_LEN, Fragment, IpHead, Transport, View};
 use crate::policy::addresses::Addresses;
 use crate::relay::reassembly::{GivenUp, Reassembly, Whole};
 use crate::time::Now;
 
 use super::neighbours::icmp_frame;
-
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-const IPV6_FRAGMENT: u8 = 44;
 
 /// What came of a fragment, or of time passing.
 #[derive(Default)]
@@ -96,7 +93,8 @@ impl Fragments {
     }
 }
 
-/// The frame that the guest would have sent, had the link been wide enough.
+/// The frame that the guest would have sent, had the link been wide enough. It still says that it may be cut again: an
+/// IPv6 packet by the header of an atomic fragment (RFC 6946), where there is room for one.
 fn whole_frame(guest_mac: Mac, gateway_mac: Mac, whole: &Whole) -> Vec<u8> {
     let len = whole.payload.len();
     let ip = whole.ip;
@@ -108,16 +106,21 @@ fn whole_frame(guest_mac: Mac, gateway_mac: Mac, whole: &Whole) -> Vec<u8> {
         build::fragment(&mut head, &route, whole_of, len);
         head
     } else {
+        let atomic = [whole.protocol, 0, 0, 0, 0, 0, 0, 0];
+        let (next_header, atomic) = match u16::try_from(len + atomic.len()) {
+            Ok(_) => (IPV6_FRAGMENT, &atomic[..]),
+            Err(_) => (whole.protocol, &[][..]),
+        };
         let header = Ipv6Header {
             traffic_class: ip.traffic_class,
             flow_label: Ipv6FlowLabel::ZERO,
-            payload_length: len as u16,
-            next_header: IpNumber(whole.protocol),
+            payload_length: (len + atomic.len()) as u16,
+            next_header: IpNumber(next_header),
             hop_limit: ip.hop_limit,
             source: ip.source.octets(),
             destination: ip.destination.octets(),
         };
-        [&gateway_mac.0[..], &guest_mac.0, &[0x86, 0xdd], &header.to_bytes()].concat()
+        [&gateway_mac.0[..], &guest_mac.0, &[0x86, 0xdd], &header.to_bytes(), atomic].concat()
     };
     frame.extend_from_slice(&whole.payload);
     frame
@@ -174,10 +177,10 @@ mod tests {
     use super::*;
     use crate::frame::checksum::{Sum, pseudo_header};
     use crate::frame::fragment::cut;
+    use crate::frame::protocol::UDP;
     use crate::relay::reassembly::TIMEOUT;
     use proptest::prelude::*;
 
-    const UDP: u8 = 17;
     const PATHS: [(&str, &str); 2] = [("192.168.65.3", "198.51.100.1"), ("fdc4:f303:9324::3", "2001:db8::1")];
 
     fn route((source, destination): (&str, &str)) -> Route {
@@ -235,7 +238,7 @@ mod tests {
             let view = View::parse(&bytes, bytes.len()).unwrap();
             assert_eq!((view.source_mac, view.destination_mac), (GUEST_MAC, addresses().gateway_mac));
             let Content::Ip(packet) = view.content else { panic!() };
-            assert_eq!(packet.ip, route(path).ip);
+            assert_eq!(packet.ip, IpHead { dont_fragment: false, ..route(path).ip }, "it may be cut again");
             assert_eq!(packet.transport_start + packet.transport_len, bytes.len());
             let Transport::Udp(udp) = packet.transport else { panic!("{packet:?}") };
             assert_eq!((udp.source_port, udp.destination_port, udp.len), (1000, 2000, 5000));
@@ -261,6 +264,7 @@ mod tests {
             let bytes = bytes_of(whole);
             let Content::Ip(packet) = View::parse(&bytes, bytes.len()).unwrap().content else { panic!() };
             assert!(matches!(packet.transport, Transport::Udp(udp) if udp.len == len));
+            assert!(!packet.ip.dont_fragment, "it may be cut again");
         }
     }
 

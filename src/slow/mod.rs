@@ -35,6 +35,7 @@ use crate::exchange::{Mailbox, Waker};
 use crate::frame::address::{Endpoint, Mac};
 use crate::frame::build::Route;
 use crate::frame::drop_reason::DropReason;
+use crate::frame::protocol::UDP;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
 use crate::namespace::channel::Channel;
@@ -48,7 +49,6 @@ const LEASE_S: u32 = 86_400;
 
 const DHCP_SERVER: u16 = 67;
 const DHCPV6_SERVER: u16 = 547;
-const UDP: u8 = 17;
 
 /// The system calls made here, by the runtime, and by its streams; those of [`dns`] come besides.
 pub const SYSTEM_CALLS: &[libc::c_long] = &[

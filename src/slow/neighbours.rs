@@ -87,8 +87,7 @@ pub fn answer(addresses: &Addresses, config: &RouterConfig, guest_mac: Mac, fram
     }
 }
 
-/// The router advertisement for all nodes: to be sent every [`ADVERTISEMENT_INTERVAL_S`], and at once when the
-/// configuration or the host's routes change. `None` where IPv6 is off.
+/// The router advertisement for all nodes: to be sent every [`ADVERTISEMENT_INTERVAL_S`]. `None` where IPv6 is off.
 pub fn router_advertisement(addresses: &Addresses, config: &RouterConfig) -> Option<Vec<u8>> {
     advertise_router(addresses, config, ALL_NODES, ALL_NODES_MAC)
 }

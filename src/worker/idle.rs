@@ -106,7 +106,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// When the worker has to wake by itself.
     pub(super) fn deadline(&self) -> Option<Now> {
-        [self.stream_timers.next(), self.datagram_timers.next()].into_iter().flatten().min()
+        [self.stream_timers.next(), self.datagram_timers.next(), self.listeners_resume]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The sleep is over.

@@ -76,12 +76,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let Some(v4) = self.addresses.families().next().map(|family| family.guest.is_v4()) else {
             return Some(client);
         };
-        let conduits = self.take_conduit().and_then(|first| Some((first, self.take_conduit()?)));
-        let Some((to_guest, to_client)) = conduits else { return Some(client) };
-        let Some(guest) = self.connect_into_guest(publication, v4) else { return Some(client) };
         if self.admission.open_sockets(DESCRIPTORS).is_err() {
             return Some(client);
         }
+        let guest = self.connect_into_guest(publication, v4);
+        let parts = guest.and_then(|guest| Some((guest, self.take_conduit()?, self.take_conduit()?)));
+        let Some((guest, to_guest, to_client)) = parts else {
+            self.admission.close_sockets(DESCRIPTORS);
+            return Some(client);
+        };
         let (client_fd, guest_fd) = (client.fd(), guest.fd());
         let join = Join {
             publication,
@@ -169,7 +172,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Moves what the joins of this pass can move.
     pub(super) fn pump_joins(&mut self) {
-        for slot in std::mem::take(&mut self.ready_joins) {
+        let mut ready = std::mem::take(&mut self.ready_joins);
+        for slot in ready.drain(..) {
             let Some(join) = self.joins.get_mut(slot) else { continue };
             join.queued = false;
             if !join.connected {
@@ -187,6 +191,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 join.queued = true;
                 self.ready_joins.push(slot);
             }
+        }
+        if self.ready_joins.is_empty() {
+            self.ready_joins = ready;
         }
     }
 

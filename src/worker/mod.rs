@@ -62,6 +62,9 @@ mod token_kind {
     pub const JOIN_GUEST: u8 = 7;
 }
 
+/// Spaces that datagrams to the guest may take in a pass in which streams want some too.
+const DATAGRAM_SPACES: usize = 16;
+
 /// Echo messages of one pass in each direction.
 const ECHO_HEADS: usize = 256;
 
@@ -138,7 +141,11 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     listeners: Vec<streams::open::Listener<S::Socket>>,
     /// Listeners that may have more clients than one pass accepts.
     waiting_listeners: Vec<u32>,
+    /// Listeners for whose clients there is no descriptor, and when to look again.
+    paused_listeners: Vec<u32>,
+    listeners_resume: Option<Now>,
     unanswerable: streams::open::Unanswerable,
+    buffers: streams::BufferCount,
 
     joins: Slab<joins::Join<S::Socket>>,
     ready_joins: Vec<Slot>,
@@ -162,6 +169,8 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     touched: Vec<streams::settle::Touched>,
     /// Streams that have more to do than one pass allows.
     again: Vec<Slot>,
+    /// Streams for which no space was left: the first ones of the next pass.
+    starved: Vec<Slot>,
     spaces: Vec<Space>,
     outgoing: Vec<datagrams::outbound::Outgoing>,
     readable_mappings: Vec<Slot>,
@@ -207,7 +216,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             stream_timers: TimerWheel::new(parts.now),
             listeners: Vec::new(),
             waiting_listeners: Vec::new(),
+            paused_listeners: Vec::new(),
+            listeners_resume: None,
             unanswerable: streams::open::Unanswerable::default(),
+            buffers: streams::BufferCount::default(),
             joins: Slab::new(parts.flows_max),
             ready_joins: Vec::new(),
             guest_sockets: joins::GuestSockets::new(parts.guest_in_kernel),
@@ -225,6 +237,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             parts: Vec::new(),
             touched: Vec::new(),
             again: Vec::new(),
+            starved: Vec::new(),
             spaces: Vec::new(),
             outgoing: Vec::new(),
             readable_mappings: Vec::new(),
@@ -232,7 +245,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             echo_requests: Buffers::new(ECHO_HEADS, 64),
             echo_replies: Buffers::new(ECHO_HEADS, 64),
             fired: Vec::new(),
-            scratch: Buffers::new(1, configs[0].unacknowledged_max as usize),
+            // What lies in front of a peek: unacknowledged bytes, and acknowledged ones that are not discarded yet.
+            scratch: Buffers::new(1, configs[0].unacknowledged_max as usize + (64 << 10)),
             link_ready: true,
             published: false,
             spinner: idle::Spinner::new(parts.spin),
@@ -260,6 +274,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// One pass of the loop. Returns whether there may be more to do at once.
     pub fn pass(&mut self, now: Now) -> bool {
         self.counters.add(Metric::Passes, 1);
+        for index in 0..self.starved.len() {
+            self.touch(self.starved[index]);
+        }
+        self.starved.clear();
         self.take_events(now);
         self.exchange_with_link();
         self.decide_outbound(now);
@@ -273,6 +291,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let more = more_mail
             || self.link_ready
             || !self.again.is_empty()
+            || !self.starved.is_empty()
             || !self.touched.is_empty()
             || !self.readable_mappings.is_empty()
             || !self.waiting_listeners.is_empty()
@@ -288,9 +307,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     fn settle(&mut self, now: Now) {
         self.operations.clear();
         self.spaces.clear();
+        // Datagrams have a share of the link's space that streams cannot take.
+        let share = if self.touched.is_empty() { usize::MAX } else { DATAGRAM_SPACES };
+        self.submit_receives(share);
         self.submit_streams();
         self.submit_datagrams();
-        self.submit_receives();
         self.engine.run(&mut self.operations);
         self.conclude_streams(now);
         self.conclude_datagrams(now);
@@ -366,6 +387,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn take_deadlines(&mut self, now: Now) {
+        if self.listeners_resume.is_some_and(|at| at <= now) {
+            self.listeners_resume = None;
+            self.waiting_listeners.append(&mut self.paused_listeners);
+        }
         let mut fired = std::mem::take(&mut self.fired);
         self.stream_timers.advance(now, |index| fired.push(index));
         for index in fired.drain(..) {

@@ -5,6 +5,7 @@ use crate::frame::checksum::{self, Sum};
 use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{self, IcmpError};
 use crate::frame::offload::Offload;
+use crate::frame::protocol::{self, ICMP, ICMPV6, TCP, UDP};
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::host::Sockets;
 use crate::host::engine::Engine;
@@ -18,11 +19,6 @@ use super::Worker;
 #[cfg(feature = "sim")]
 use super::simulated::{Omission, omits};
 use super::streams::outbound::Arrived;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// Ports of services that hythe offers to guests by datagram.
 const DNS: u16 = 53;
@@ -75,7 +71,7 @@ enum Other {
     Neighbour,
     Icmp,
     Fragment,
-    Protocol,
+    Protocol(u8),
 }
 
 impl Other {
@@ -86,7 +82,8 @@ impl Other {
             Transport::Icmp(&[133..=137, ..]) if !v4 => Self::Neighbour,
             Transport::Icmp(message) => icmp::parse_echo_request(message, v4).map_or(Self::Icmp, Self::Echo),
             Transport::Fragment(_) => Self::Fragment,
-            Transport::Tcp(_) | Transport::Other(_) => Self::Protocol,
+            Transport::Other(protocol) => Self::Protocol(protocol),
+            Transport::Tcp(_) => Self::Protocol(TCP),
         }
     }
 }
@@ -185,13 +182,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 self.answer_refusal(reference, packet, UDP, result)
             }
             Other::Echo(echo) => {
-                self.verify_checksum(reference, packet, if v4 { ICMP } else { ICMPV6 }, offload)?;
+                self.verify_checksum(reference, packet, protocol::icmp(v4), offload)?;
                 if self.is_gateway(destination) {
                     self.check_source(packet)?;
                     return self.give_to_slow_path(reference, end);
                 }
                 let result = self.echo_from_guest(reference, packet, *echo, now);
-                self.answer_refusal(reference, packet, if v4 { ICMP } else { ICMPV6 }, result)
+                self.answer_refusal(reference, packet, protocol::icmp(v4), result)
             }
             Other::Neighbour => {
                 self.verify_checksum(reference, packet, ICMPV6, offload)?;
@@ -202,10 +199,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 self.give_to_slow_path(reference, end)
             }
             Other::Icmp => Err(DropReason::IcmpType),
-            Other::Protocol => {
+            Other::Protocol(protocol) => {
                 self.check_source(packet)?;
                 self.addresses.classify(destination)?;
-                self.answer_refusal(reference, packet, 0, Err(DropReason::Protocol))
+                self.answer_refusal(reference, packet, *protocol, Err(DropReason::Protocol))
             }
         }
     }
@@ -298,7 +295,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let (offload, len) = (frame.offload?, frame.len);
         #[cfg(feature = "sim")]
         let owner = owner + u8::from(omits(Omission::FindOwner));
-        let copy = OwnedFrame::copy_of(&self.copy_of(reference, 0, len), offload);
+        let mut copy = OwnedFrame::with_capacity(len, offload);
+        let whole = Part { frame: reference, from: 0, len: len as u32, next: None };
+        Self::pieces_of(&self.link, &self.adopted, &whole, &mut |piece| copy.append(&piece));
         let Some(mailbox) = self.workers.get(owner as usize) else { return Err(DropReason::NoFlow) };
         mailbox.put(ToWorker::FrameFromGuest(copy)).map_err(|_| DropReason::WorkerFull)?;
         self.counters.add(Metric::FramesHandedOver, 1);

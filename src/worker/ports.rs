@@ -81,13 +81,6 @@ impl Ports {
             }
         }
     }
-
-    /// The stand-in does not work any more.
-    pub fn forget(&mut self, guest: Endpoint) {
-        if self.stand_ins.remove(&guest).is_some() {
-            self.order.retain(|known| *known != guest);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -118,7 +111,5 @@ mod tests {
         }
         assert_eq!(ports.wish(guest(80)), None, "the oldest gave way");
         assert_eq!(ports.stand_ins.len(), REMEMBERED);
-        ports.forget(guest(2000));
-        assert_eq!(ports.wish(guest(2000)), Some(2000));
     }
 }

@@ -44,6 +44,7 @@ on_every_cell! {
             expect_echo(&stream, b"and now?");
         };
         exchange();
+        pair.hythe.assert_engine();
         let pid = pair.hythe.pid();
         let (memory_kib, descriptors) = (process::resident_kib(pid), process::descriptors(pid).len());
 
@@ -115,6 +116,7 @@ on_every_cell! {
     closed_connections_leave_no_descriptor(cell) {
         let pair = Pair::new(cell);
         let (listener, name) = pair.listen(Opened::ByGuest, Family::V6);
+        pair.hythe.assert_engine();
         let before = process::descriptors(pair.hythe.pid()).len();
         for _ in 0..10 {
             let streams: Vec<_> = (0..50)

@@ -28,9 +28,22 @@ use Said::{Prohibited, Unreachable};
 /// The networks of [`Family::elsewhere`] about which the first router says something.
 const SAYINGS: [(u8, Said); 2] = [(1, Unreachable), (2, Prohibited)];
 
+/// Who of the host may send echo requests: everybody by ping sockets, or root alone by raw ones. A new namespace begins
+/// with the latter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Echo {
+    PingSockets,
+    RawSockets,
+}
+
+const ECHOES: [Echo; 2] = [Echo::PingSockets, Echo::RawSockets];
+
 /// Two routers that say everything as often as they are asked, and what they say about [`SAYINGS`].
-fn site() -> Site {
+fn site(echo: Echo) -> Site {
     let site = Site::with_routers(2);
+    if echo == Echo::PingSockets {
+        site.host.sysctl("ipv4/ping_group_range", "0 2147483647");
+    }
     for netns in site.routers.iter().chain([&site.far, &site.host]) {
         netns.sysctl("ipv4/icmp_ratelimit", "0");
         netns.sysctl("ipv6/icmp/ratelimit", "0");
@@ -85,102 +98,112 @@ fn traceroute(guest: &Netns, family: Family, options: &str, to: IpAddr) -> Vec<V
 
 on_every_cell! {
     ping_is_answered_by_whoever_was_asked(cell) {
-        let site = site();
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            for to in [family.far(), hops(family)[0], hops(family)[1], family.gateway(), family.host_internal()] {
-                let (said, answered) = ping(&hythe.guest, family, "-c 3 -i 0.01 -W 10", to);
-                assert!(answered && said.contains("3 received, 0% packet loss"), "{said}");
-                assert!(said.contains(&format!("bytes from {to}: icmp_seq=1 ")), "{said}");
+        for echo in ECHOES {
+            let site = site(echo);
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                for to in [family.far(), hops(family)[0], hops(family)[1], family.gateway(), family.host_internal()] {
+                    let (said, answered) = ping(&hythe.guest, family, "-c 3 -i 0.01 -W 10", to);
+                    assert!(answered && said.contains("3 received, 0% packet loss"), "{said}");
+                    assert!(said.contains(&format!("bytes from {to}: icmp_seq=1 ")), "{said}");
+                }
+                // In fragments, both ways.
+                let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -s 20000", family.far());
+                assert!(answered && said.contains("20008 bytes from"), "{said}");
             }
-            // In fragments, both ways.
-            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -s 20000", family.far());
-            assert!(answered && said.contains("20008 bytes from"), "{said}");
+            hythe.stop().assert_clean(0);
         }
-        hythe.stop().assert_clean(0);
     }
 }
 
 on_every_cell! {
     a_host_that_is_not_there_does_not_answer(cell) {
-        let site = site();
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            // The network is the far server's, and the server is silent about what is not itself.
-            let nobody = if family == Family::V4 { "198.51.100.77" } else { "2001:db8::77" };
-            let (said, answered) = ping(&hythe.guest, family, "-c 2 -i 0.01 -W 1", nobody.parse().unwrap());
-            assert!(!answered && said.contains("2 packets transmitted, 0 received, 100% packet loss"), "{said}");
-            assert!(!said.contains("From"), "{said}");
+        for echo in ECHOES {
+            let site = site(echo);
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                // The network is the far server's, and the server is silent about what is not itself.
+                let nobody = if family == Family::V4 { "198.51.100.77" } else { "2001:db8::77" };
+                let (said, answered) = ping(&hythe.guest, family, "-c 2 -i 0.01 -W 1", nobody.parse().unwrap());
+                assert!(!answered && said.contains("2 packets transmitted, 0 received, 100% packet loss"), "{said}");
+                assert!(!said.contains("From"), "{said}");
+            }
+            hythe.stop().assert_clean(0);
         }
-        hythe.stop().assert_clean(0);
     }
 }
 
 on_every_cell! {
     traceroute_shows_the_true_hops(cell) {
-        let site = site();
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            for method in ["-U", "-I", ""] {
-                let lines = traceroute(&hythe.guest, family, method, family.far());
-                let seen: Vec<&str> = lines.iter().map(|words| words[1].as_str()).collect();
-                assert_eq!(seen, hops(family).map(|hop| hop.to_string()), "{family:?} {method}");
-                assert!(lines.iter().flatten().all(|word| !word.starts_with('!')), "{lines:?}");
+        for echo in ECHOES {
+            let site = site(echo);
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                for method in ["-U", "-I", ""] {
+                    let lines = traceroute(&hythe.guest, family, method, family.far());
+                    let seen: Vec<&str> = lines.iter().map(|words| words[1].as_str()).collect();
+                    assert_eq!(seen, hops(family).map(|hop| hop.to_string()), "{family:?} {method}");
+                    assert!(lines.iter().flatten().all(|word| !word.starts_with('!')), "{lines:?}");
+                }
             }
+            hythe.stop().assert_clean(0);
         }
-        hythe.stop().assert_clean(0);
     }
 }
 
 on_every_cell! {
     a_router_that_knows_no_way_is_heard_by_datagrams_echo_and_streams(cell) {
-        let site = site();
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            let router = family.next_hop().to_string();
-            for (net, said) in SAYINGS {
-                let to = family.elsewhere(net, 9);
-                // RFC 792 and RFC 1812, 5.2.7.1: codes 1 and 13; RFC 4443, 3.1: codes 3 and 1.
-                let (mark, words) = match (family, said) {
-                    (Family::V4, Unreachable) => ("!H", "Destination Host Unreachable"),
-                    (Family::V4, Prohibited) => ("!X", "Packet filtered"),
-                    (Family::V6, Unreachable) => ("!H", "Destination unreachable: Address unreachable"),
-                    (Family::V6, Prohibited) => ("!X", "Destination unreachable: Administratively prohibited"),
-                };
-                let (printed, answered) = ping(&hythe.guest, family, "-c 1 -W 10", to);
-                assert!(!answered && printed.contains(&format!("From {router} icmp_seq=1 {words}")), "{printed}");
-                for method in ["-U", "-I", "-T"] {
-                    let lines = traceroute(&hythe.guest, family, method, to);
-                    let [words] = &lines[..] else { panic!("{method}: {lines:?}") };
-                    assert_eq!(words[1], router, "{method} {words:?}");
-                    assert_eq!(words.last().unwrap(), mark, "{method} {words:?}");
+        for echo in ECHOES {
+            let site = site(echo);
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                let router = family.next_hop().to_string();
+                for (net, said) in SAYINGS {
+                    let to = family.elsewhere(net, 9);
+                    // RFC 792 and RFC 1812, 5.2.7.1: codes 1 and 13; RFC 4443, 3.1: codes 3 and 1.
+                    let (mark, words) = match (family, said) {
+                        (Family::V4, Unreachable) => ("!H", "Destination Host Unreachable"),
+                        (Family::V4, Prohibited) => ("!X", "Packet filtered"),
+                        (Family::V6, Unreachable) => ("!H", "Destination unreachable: Address unreachable"),
+                        (Family::V6, Prohibited) => ("!X", "Destination unreachable: Administratively prohibited"),
+                    };
+                    let (printed, answered) = ping(&hythe.guest, family, "-c 1 -W 10", to);
+                    assert!(!answered && printed.contains(&format!("From {router} icmp_seq=1 {words}")), "{printed}");
+                    for method in ["-U", "-I", "-T"] {
+                        let lines = traceroute(&hythe.guest, family, method, to);
+                        let [words] = &lines[..] else { panic!("{method}: {lines:?}") };
+                        assert_eq!(words[1], router, "{method} {words:?}");
+                        assert_eq!(words.last().unwrap(), mark, "{method} {words:?}");
+                    }
+                    let kind = match (family, said) {
+                        (Family::V6, Prohibited) => ErrorKind::PermissionDenied,
+                        _ => ErrorKind::HostUnreachable,
+                    };
+                    let error = hythe.guest.connect((to, 80)).unwrap_err();
+                    assert_eq!(error.kind(), kind, "{to}: {error}");
+                    let socket = connected(&hythe.guest, family, to, 80);
+                    socket.send(b"anybody there").unwrap();
+                    assert_eq!(socket.recv(&mut [0; 20]).unwrap_err().kind(), kind);
                 }
-                let kind = match (family, said) {
-                    (Family::V6, Prohibited) => ErrorKind::PermissionDenied,
-                    _ => ErrorKind::HostUnreachable,
-                };
-                let error = hythe.guest.connect((to, 80)).unwrap_err();
-                assert_eq!(error.kind(), kind, "{to}: {error}");
-                let socket = connected(&hythe.guest, family, to, 80);
-                socket.send(b"anybody there").unwrap();
-                assert_eq!(socket.recv(&mut [0; 20]).unwrap_err().kind(), kind);
             }
+            hythe.stop().assert_clean(0);
         }
-        hythe.stop().assert_clean(0);
     }
 }
 
 on_every_cell! {
     a_hop_limit_that_ends_on_the_way_is_told_by_the_router_where_it_ended(cell) {
-        let site = site();
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            for (limit, router) in (1..).zip(&hops(family)[..2]) {
-                let (said, _) = ping(&hythe.guest, family, &format!("-c 1 -W 10 -t {limit}"), family.far());
-                assert!(said.contains(&format!("From {router} icmp_seq=1 Time")), "{said}");
+        for echo in ECHOES {
+            let site = site(echo);
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                for (limit, router) in (1..).zip(&hops(family)[..2]) {
+                    let (said, _) = ping(&hythe.guest, family, &format!("-c 1 -W 10 -t {limit}"), family.far());
+                    assert!(said.contains(&format!("From {router} icmp_seq=1 Time")), "{said}");
+                }
             }
+            hythe.stop().assert_clean(0);
         }
-        hythe.stop().assert_clean(0);
     }
 }
 
@@ -204,64 +227,68 @@ fn learnt_mtu(guest: &Netns, family: Family, bytes: usize) -> i32 {
 
 on_every_cell! {
     a_narrow_link_behind_the_host_is_told_to_the_guest(cell) {
-        let site = site();
-        site.routers[0].ip("link set up1 mtu 1300");
-        site.routers[1].ip("link set down1 mtu 1300");
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            let router = family.next_hop();
-            // Echo is told by whom, too. The host's kernel does not know yet.
-            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1400", family.far());
-            let words = match family {
-                Family::V4 => "Frag needed and DF set (mtu = 1300)",
-                Family::V6 => "Packet too big: mtu=1300",
-            };
-            assert!(!answered && said.contains(&format!("From {router} icmp_seq=1 {words}")), "{said}");
-            assert_eq!(learnt_mtu(&hythe.guest, family, 1400), 1300);
-            // What may be cut arrives, and so does what fits.
-            let server = site.far.udp(family.far(), 4000);
-            let socket = connected(&hythe.guest, family, family.far(), 4000);
-            socket::allow_fragments(&socket, family);
-            for len in [1400, 1200, 9000] {
-                socket.send(&vec![len as u8; len]).unwrap();
+        for echo in ECHOES {
+            let site = site(echo);
+            site.routers[0].ip("link set up1 mtu 1300");
+            site.routers[1].ip("link set down1 mtu 1300");
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                let router = family.next_hop();
+                // Echo is told by whom, too. The host's kernel does not know yet.
+                let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1400", family.far());
+                let words = match family {
+                    Family::V4 => "Frag needed and DF set (mtu = 1300)",
+                    Family::V6 => "Packet too big: mtu=1300",
+                };
+                assert!(!answered && said.contains(&format!("From {router} icmp_seq=1 {words}")), "{said}");
+                assert_eq!(learnt_mtu(&hythe.guest, family, 1400), 1300);
+                // What may be cut arrives, and so does what fits.
+                let server = site.far.udp(family.far(), 4000);
+                let socket = connected(&hythe.guest, family, family.far(), 4000);
+                socket::allow_fragments(&socket, family);
+                for len in [1400, 1200, 9000] {
+                    socket.send(&vec![len as u8; len]).unwrap();
+                }
+                let mut datagram = vec![0; 10_000];
+                wait_until("the largest datagram", || server.recv(&mut datagram).unwrap() == 9000);
             }
-            let mut datagram = vec![0; 10_000];
-            wait_until("the largest datagram", || server.recv(&mut datagram).unwrap() == 9000);
+            for family in FAMILIES {
+                let listener = site.far.listen(family.far(), 0);
+                let near = hythe.guest.connect(listener.local_addr().unwrap()).unwrap();
+                let (far, _) = accept(&listener);
+                transfer(&near, &far, 1, 1 << 20);
+                transfer(&far, &near, 2, 1 << 20);
+            }
+            hythe.stop().assert_clean(0);
         }
-        for family in FAMILIES {
-            let listener = site.far.listen(family.far(), 0);
-            let near = hythe.guest.connect(listener.local_addr().unwrap()).unwrap();
-            let (far, _) = accept(&listener);
-            transfer(&near, &far, 1, 1 << 20);
-            transfer(&far, &near, 2, 1 << 20);
-        }
-        hythe.stop().assert_clean(0);
     }
 }
 
 on_every_cell! {
     a_narrow_route_of_the_host_is_told_to_the_guest(cell) {
-        let site = site();
-        for family in FAMILIES {
-            let gateway = family.next_hop();
-            site.host.ip(&format!("{} route replace default via {gateway} mtu 1300", version(family)));
+        for echo in ECHOES {
+            let site = site(echo);
+            for family in FAMILIES {
+                let gateway = family.next_hop();
+                site.host.ip(&format!("{} route replace default via {gateway} mtu 1300", version(family)));
+            }
+            let hythe = Hythe::of(&site.host, cell).run();
+            for family in FAMILIES {
+                assert_eq!(learnt_mtu(&hythe.guest, family, 1400), 1300);
+                let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1252", family.far());
+                // 1300 less the headers: 28 bytes of IPv4, 48 of IPv6.
+                assert!(answered, "{said}");
+                let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1280", family.far());
+                assert!(!answered, "{said}");
+            }
+            hythe.stop().assert_clean(0);
         }
-        let hythe = Hythe::of(&site.host, cell).run();
-        for family in FAMILIES {
-            assert_eq!(learnt_mtu(&hythe.guest, family, 1400), 1300);
-            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1252", family.far());
-            // 1300 less the headers: 28 bytes of IPv4, 48 of IPv6.
-            assert!(answered, "{said}");
-            let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10 -M do -s 1280", family.far());
-            assert!(!answered, "{said}");
-        }
-        hythe.stop().assert_clean(0);
     }
 }
 
 on_every_cell! {
     tracepath_finds_the_paths_mtu(cell) {
-        let site = site();
+        let site = site(Echo::PingSockets);
         site.routers[0].ip("link set up1 mtu 1400");
         site.routers[1].ip("link set down1 mtu 1400");
         let hythe = Hythe::of(&site.host, cell).run();
@@ -276,7 +303,7 @@ on_every_cell! {
 
 on_every_cell! {
     a_closed_port_beyond_the_routers_refuses_datagrams(cell) {
-        let site = site();
+        let site = site(Echo::PingSockets);
         let hythe = Hythe::of(&site.host, cell).run();
         for family in FAMILIES {
             let socket = connected(&hythe.guest, family, family.far(), 4001);

@@ -340,7 +340,7 @@ on_every_cell! {
         let file = directory.path().join("frames.pcapng");
         let hythe = Hythe::of(&site.host, cell).options(&format!("--capture {}", file.display())).run();
         expect_service(&site, &hythe.guest);
-        let far = site.far.udp(Family::V4.far(), 7000);
+        let far = site.far.udp(Family::V4.far(), 7777);
         hythe.guest.udp(Family::V4.any(), 0).send_to(&[7; 100], far.local_addr().unwrap()).unwrap();
         far.recv(&mut [0; 200]).unwrap();
         hythe.stop().assert_clean(0);
@@ -353,7 +353,7 @@ on_every_cell! {
         let [v4, v6] = ["ip and tcp[tcpflags] & tcp-syn != 0", "ip6 and ip6[6] == 6 and ip6[53] & 2 != 0"].map(read);
         assert!(v4.len() == 2 && v4[0].contains("192.168.65.3.") && v4[1].contains("> 192.168.65.3."), "{v4:?}");
         assert!(v6.len() == 2 && v6[0].contains("fdc4:f303:9324::3."), "{v6:?}");
-        assert!(read("udp port 7000").iter().any(|line| line.contains("length 100")));
+        assert!(read("udp port 7777").iter().any(|line| line.contains("length 100")));
     }
 }
 

@@ -6,8 +6,12 @@
 mod rig;
 
 mod budgets;
+mod configuration;
 mod datagrams;
+mod guests;
 mod icmp;
+mod inbound;
+mod input;
 mod life;
 mod names;
 mod stalls;

@@ -55,7 +55,7 @@ impl Engine for Epoll {
         self.counts.system_calls += 1;
         let interest = match interest {
             Interest::Readable => mio::Interest::READABLE,
-            Interest::Both => mio::Interest::READABLE | mio::Interest::WRITABLE,
+            Interest::Both => mio::Interest::READABLE | mio::Interest::WRITABLE | mio::Interest::PRIORITY,
         };
         self.poll.registry().register(&mut SourceFd(&fd), mio::Token(token.pack() as usize), interest)
     }
@@ -93,6 +93,7 @@ impl Engine for Epoll {
             writable: event.is_writable(),
             closed: event.is_read_closed() || event.is_error(),
             failed: event.is_error(),
+            urgent: event.is_priority(),
         }));
     }
 

@@ -43,7 +43,7 @@ impl Token {
 pub enum Interest {
     /// Something to read.
     Readable,
-    /// Something to read, room to write, the peer's end.
+    /// Something to read, room to write, the peer's end, urgent data.
     Both,
 }
 
@@ -60,6 +60,8 @@ pub struct Event {
     pub closed: bool,
     /// Something waits in the error queue, or the socket failed.
     pub failed: bool,
+    /// Urgent data came.
+    pub urgent: bool,
 }
 
 /// How much work an engine did, for reports and for tests that count.
@@ -194,6 +196,33 @@ mod tests {
             for id in reads {
                 assert_eq!(operations.result(id).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             }
+        });
+    }
+
+    #[test]
+    fn a_token_that_is_watched_anew_lets_go_of_what_it_stood_for() {
+        each(|engine| {
+            let (old, mut old_peer) = UnixStream::pair().unwrap();
+            let (new, mut new_peer) = UnixStream::pair().unwrap();
+            let mut events = Vec::new();
+            engine.watch(old.as_raw_fd(), token(1), Interest::Both).unwrap();
+            engine.wait(Some(Duration::from_millis(10)), &mut events);
+            assert!(events.iter().any(|event| event.writable));
+            engine.unwatch(old.as_raw_fd(), token(1));
+            engine.watch(new.as_raw_fd(), token(1), Interest::Readable).unwrap();
+            drop(old);
+            events.clear();
+            engine.wait(Some(Duration::from_millis(10)), &mut events);
+            assert_eq!(events, [], "nothing happened to the new one");
+            let end = |peer: &mut UnixStream| {
+                peer.set_nonblocking(true).unwrap();
+                std::io::Read::read(peer, &mut [0; 8]).map_err(|error| error.kind())
+            };
+            assert_eq!(end(&mut old_peer), Ok(0), "the old one was closed");
+            engine.unwatch(new.as_raw_fd(), token(1));
+            engine.wait(Some(Duration::ZERO), &mut events);
+            drop(new);
+            assert_eq!(end(&mut new_peer), Ok(0), "and so was the new one");
         });
     }
 

@@ -10,6 +10,7 @@
 //! is unwatched first; the cancellation is submitted before the worker sleeps.
 #![allow(unsafe_code)]
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -36,17 +37,58 @@ const OPERATION: u64 = 1 << 63;
 /// User data of a cancellation, whose completion says nothing.
 const CANCELLATION: u64 = u64::MAX;
 
+/// A descriptor that is polled.
+#[derive(Clone, Copy)]
+struct Poll {
+    token: Token,
+    fd: RawFd,
+    interest: Interest,
+    /// Ends with its first event.
+    once: bool,
+}
+
+/// What is polled, by token and by an identifier that is never used again: a token may be watched anew, with another
+/// descriptor, while events of the poll that it had before are still to come.
+#[derive(Default)]
+struct Polls {
+    ids: HashMap<u64, u64>,
+    polls: HashMap<u64, Poll>,
+    next: u64,
+}
+
+impl Polls {
+    fn add(&mut self, poll: Poll) -> u64 {
+        // Below the bit of operations: it lasts for centuries.
+        self.next = (self.next + 1) & !OPERATION;
+        self.ids.insert(poll.token.pack(), self.next);
+        self.polls.insert(self.next, poll);
+        self.next
+    }
+
+    fn get(&self, id: u64) -> Option<Poll> {
+        self.polls.get(&id).copied()
+    }
+
+    fn has(&self, token: Token) -> bool {
+        self.ids.contains_key(&token.pack())
+    }
+
+    fn remove(&mut self, token: Token) -> Option<u64> {
+        let id = self.ids.remove(&token.pack())?;
+        self.polls.remove(&id);
+        Some(id)
+    }
+}
+
 /// The io_uring engine.
 pub struct Uring {
     ring: IoUring,
     headers: Vec<libc::msghdr>,
     /// Events that came while a batch was run.
     pending: Vec<Event>,
-    /// Polls that the kernel ended although nobody asked; to be armed anew.
+    polls: Polls,
+    /// Multishot polls that the kernel ended although nobody asked; to be armed anew.
     ended: Vec<u64>,
-    /// What is watched, to arm it anew.
-    watched: std::collections::HashMap<u64, (RawFd, Interest)>,
-    armed: Vec<u64>,
     counts: EngineCounts,
 }
 
@@ -82,9 +124,8 @@ impl Uring {
             ring,
             headers: Vec::new(),
             pending: Vec::new(),
+            polls: Polls::default(),
             ended: Vec::new(),
-            watched: std::collections::HashMap::new(),
-            armed: Vec::new(),
             counts: EngineCounts::default(),
         })
     }
@@ -130,18 +171,18 @@ impl Uring {
         }
     }
 
-    fn poll_completed(&mut self, data: u64, result: i32, flags: u32) {
-        let token = Token::unpack(data);
-        if let Some(at) = self.armed.iter().position(|armed| *armed == data) {
-            self.armed.swap_remove(at);
-        } else if !self.watched.contains_key(&data) {
-            return;
+    fn poll_completed(&mut self, id: u64, result: i32, flags: u32) {
+        // One that was removed has its last word still to say.
+        let Some(Poll { token, once, .. }) = self.polls.get(id) else { return };
+        if once {
+            self.polls.remove(token);
         } else if !cqueue::more(flags) {
-            self.ended.push(data);
+            self.ended.push(id);
         }
         if result < 0 {
             // The poll itself failed: let the owner find out by using the descriptor.
-            let event = Event { token, readable: true, writable: true, closed: true, failed: true };
+            let event =
+                Event { token, readable: true, writable: true, closed: true, failed: true, urgent: false };
             self.pending.push(event);
             return;
         }
@@ -153,15 +194,16 @@ impl Uring {
             writable: has(libc::POLLOUT),
             closed: has(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR),
             failed: has(libc::POLLERR),
+            urgent: has(libc::POLLPRI),
         });
     }
 
-    fn add_poll(&mut self, fd: RawFd, data: u64, interest: Interest) {
-        let events = match interest {
+    fn add_poll(&mut self, id: u64, poll: Poll) {
+        let events = match poll.interest {
             Interest::Readable => libc::POLLIN,
-            Interest::Both => libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP,
+            Interest::Both => libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP | libc::POLLPRI,
         };
-        let entry = opcode::PollAdd::new(Fd(fd), events as u32).multi(true).build().user_data(data);
+        let entry = opcode::PollAdd::new(Fd(poll.fd), events as u32).multi(!poll.once).build().user_data(id);
         self.push(&entry);
     }
 
@@ -263,38 +305,32 @@ impl Engine for Uring {
     }
 
     fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-        let data = token.pack();
-        self.watched.insert(data, (fd, interest));
-        self.add_poll(fd, data, interest);
+        let poll = Poll { token, fd, interest, once: false };
+        let id = self.polls.add(poll);
+        self.add_poll(id, poll);
         Ok(())
     }
 
     fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
-        let data = token.pack();
-        if !self.armed.contains(&data) {
-            self.armed.push(data);
-            let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).build().user_data(data);
-            self.push(&entry);
+        if !self.polls.has(token) {
+            let poll = Poll { token, fd, interest: Interest::Readable, once: true };
+            let id = self.polls.add(poll);
+            self.add_poll(id, poll);
         }
         Ok(())
     }
 
     fn unwatch(&mut self, _fd: RawFd, token: Token) {
-        let data = token.pack();
         self.pending.retain(|event| event.token != token);
-        let armed = self.armed.iter().position(|armed| *armed == data);
-        if let Some(at) = armed {
-            self.armed.swap_remove(at);
-        }
-        if self.watched.remove(&data).is_some() || armed.is_some() {
-            self.push(&opcode::PollRemove::new(data).build().user_data(CANCELLATION));
+        if let Some(id) = self.polls.remove(token) {
+            self.push(&opcode::PollRemove::new(id).build().user_data(CANCELLATION));
         }
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) {
-        for data in std::mem::take(&mut self.ended) {
-            if let Some((fd, interest)) = self.watched.get(&data).copied() {
-                self.add_poll(fd, data, interest);
+        for id in std::mem::take(&mut self.ended) {
+            if let Some(poll) = self.polls.get(id) {
+                self.add_poll(id, poll);
             }
         }
         self.reap(None);

@@ -5,12 +5,12 @@
 //! The relay is the part that knows sequence numbers. It holds no bytes:
 //!
 //! ```text
-//!             segment()                       Disposition::Accept
+//!             segment()                       Disposition::Payload
 //!   guest ───────────────▶ ┌─────────┐ ─────────────────────────────▶ sendmsg, rest buffered → taken()
 //!             poll_segment │  relay  │ wanted()                         room sampled           → offer()
-//!   guest ◀─────────────── └─────────┘ ◀───────────────────────────── MSG_PEEK at an offset   → peeked(), emitted()
+//!   guest ◀─────────────── └─────────┘ ◀───────────────────────────── MSG_PEEK at an offset   → data_segment()
 //!                               │        take_discard()                MSG_TRUNC
-//!                            deadline()
+//!                           expired()
 //! ```
 //!
 //! *Guest to host* ([`receive`]). What is accepted in order goes into the socket at once; what the socket does not
@@ -28,8 +28,9 @@
 //! TIME-WAIT is a state of its own here; the others follow from the two halves. A reset on one side is a reset on the
 //! other.
 //!
-//! The worker calls inputs (`segment`, `connected`, `taken`, `offer`, `readable`, `peeked`, `end_of_file`, `deadline`)
-//! and then asks for what is due (`poll_segment`, `wanted`, `take_discard`, `wants_shutdown`, `next_deadline`, `over`).
+//! The worker calls inputs (`segment`, `connected`, `taken`, `offer`, `readable`, `drained`, `data_segment`,
+//! `end_of_stream`, `expired`) and then asks for what is due (`poll_segment`, `wanted`, `take_discard`, `wants_shutdown`,
+//! `next_deadline`, `over`).
 
 pub mod options;
 pub mod receive;
@@ -57,6 +58,8 @@ pub struct Config {
     pub window_max: u32,
     /// Bytes that a flow may hold which the socket would not take.
     pub buffer_max: u32,
+    /// Bytes that a flow may hold out of order.
+    pub held_max: u32,
     /// Bytes that may lie unacknowledged towards the guest: a peek walks over them.
     pub unacknowledged_max: u32,
     /// How long a pure acknowledgement may wait for data to ride on (RFC 1122, 4.2.3.2: below 0.5 s).
@@ -83,6 +86,7 @@ impl Config {
             window_scale: 7,
             window_max: 4 << 20,
             buffer_max: 64 << 10,
+            held_max: 256 << 10,
             unacknowledged_max: 1 << 20,
             acknowledgement_delay: Duration::from_millis(1),
             open_timeout: Duration::from_secs(30),

@@ -26,13 +26,11 @@ pub struct Agreed {
     pub timestamps: bool,
     /// TS.Recent (RFC 7323, 4.3).
     ts_recent: u32,
-    /// A constant that hides the host's clock (RFC 7323, 7.1).
-    ts_offset: u32,
 }
 
 impl Agreed {
     /// Before the guest has said anything: everything is offered.
-    pub fn offering(config: &Config, isn: Seq) -> Self {
+    pub fn offering(config: &Config) -> Self {
         Self {
             mss: MSS_DEFAULT,
             guest_scale: 0,
@@ -40,7 +38,6 @@ impl Agreed {
             sack: true,
             timestamps: true,
             ts_recent: 0,
-            ts_offset: isn.0.rotate_left(16),
         }
     }
 
@@ -73,10 +70,10 @@ impl Agreed {
         }
     }
 
-    /// The options of any other segment, without SACK blocks.
+    /// The options of any other segment, without SACK blocks. The clock of the timestamps is the same in all
+    /// connections: one that takes the name of another must never seem to be older (RFC 7323, 5.3).
     pub fn of_segment(&self, now: Now) -> Options {
-        let timestamps =
-            self.timestamps.then(|| (now.millis32().wrapping_add(self.ts_offset), self.ts_recent));
+        let timestamps = self.timestamps.then(|| (now.millis32(), self.ts_recent));
         Options { timestamps, ..Options::default() }
     }
 
@@ -111,7 +108,7 @@ mod tests {
     #[test]
     fn what_the_guest_does_not_offer_is_off() {
         let config = Config::for_mtu(1500, true);
-        let mut agreed = Agreed::offering(&config, Seq(0));
+        let mut agreed = Agreed::offering(&config);
         agreed.settle(&Options { mss: Some(1460), ..Options::default() });
         assert_eq!((agreed.mss, agreed.guest_scale, agreed.own_scale), (1460, 0, 0));
         assert!(!agreed.sack && !agreed.timestamps);
@@ -120,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_shift_over_fourteen_counts_as_fourteen() {
-        let mut agreed = Agreed::offering(&Config::for_mtu(1500, true), Seq(0));
+        let mut agreed = Agreed::offering(&Config::for_mtu(1500, true));
         agreed.settle(&Options { window_scale: Some(200), ..Options::default() });
         assert_eq!(agreed.guest_scale, 14);
     }

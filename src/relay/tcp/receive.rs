@@ -12,9 +12,6 @@ use crate::frame::tcp::{Flags, Range, Ranges, SegmentHead, Seq};
 
 use super::Config;
 
-/// Bytes that may be held out of order.
-const HELD_MAX: u32 = 256 << 10;
-
 /// A guest with less window than this is about to stop: one large segment.
 const SMALL_WINDOW: u32 = 64 << 10;
 
@@ -35,9 +32,9 @@ pub enum Payload {
         /// Held bytes that are in order now.
         held: u32,
     },
-    /// Out of order: the first `len` bytes, which belong at `seq`, are to be held.
+    /// Out of order: the `len` bytes that belong at `seq` are to be held.
     Hold {
-        /// Where the bytes belong.
+        /// Where the bytes belong: perhaps not at the segment's start.
         seq: Seq,
         /// Payload bytes to hold.
         len: u32,
@@ -60,8 +57,10 @@ enum Due {
 pub struct Receive {
     /// RCV.NXT: everything before it was taken.
     next: Seq,
-    /// The right edge that was promised.
+    /// The right edge that is promised.
     edge: Seq,
+    /// The right edge that the guest was told last.
+    told: Seq,
     /// The last acknowledgement number that was sent.
     acknowledged: Seq,
     /// The size of the window when it was last computed.
@@ -87,6 +86,7 @@ impl Receive {
         Self {
             next,
             edge: next + offered,
+            told: next + offered,
             acknowledged: next,
             offered,
             buffered: 0,
@@ -139,7 +139,7 @@ impl Receive {
     }
 
     /// Takes the payload and FIN of an acceptable segment.
-    pub fn accept(&mut self, segment: &SegmentHead, mss: u16) -> Payload {
+    pub fn accept(&mut self, segment: &SegmentHead, mss: u16, config: &Config) -> Payload {
         if segment.sequence_len() == 0 {
             return Payload::Nothing;
         }
@@ -152,7 +152,7 @@ impl Receive {
         let end = (segment.seq + segment.len).min(self.edge);
         if self.next.before(segment.seq) {
             self.acknowledge_now();
-            return self.hold(segment.seq, end.since(segment.seq));
+            return self.hold(segment.seq, end.since(segment.seq), config.held_max);
         }
         let len = end.since(segment.seq + skip);
         self.next = self.next + len;
@@ -178,13 +178,19 @@ impl Receive {
         if len + held == 0 { Payload::Nothing } else { Payload::Take { skip, len, held } }
     }
 
-    /// Notes a range as held, or refuses it.
-    fn hold(&mut self, seq: Seq, len: u32) -> Payload {
-        let new = Range { start: seq, end: seq + len };
+    /// Notes as held what no held range covers yet: the first such stretch, so that no byte is held twice. The rest,
+    /// or all where there is no room, comes again.
+    fn hold(&mut self, seq: Seq, len: u32, held_max: u32) -> Payload {
         let known = self.sack_blocks();
         let total: u32 = known.iter().map(|range| range.end.since(range.start)).sum();
-        let covered = known.iter().any(|r| !new.start.before(r.start) && !r.end.before(new.end));
-        if len == 0 || covered || total + len > HELD_MAX {
+        let mut new = Range { start: seq, end: seq + len };
+        if let Some(range) = known.iter().find(|r| !new.start.before(r.start) && new.start.before(r.end)) {
+            new.start = range.end;
+        }
+        let following = known.iter().filter(|range| !range.start.before(new.start));
+        new.end = following.fold(new.end, |end, range| end.min(range.start));
+        let (seq, len) = (new.start, new.end.distance(new.start).max(0) as u32);
+        if len == 0 || total + len > held_max {
             return Payload::Refuse(DropReason::OutOfWindow);
         }
         // Ranges that touch become one; the newest stands first (RFC 2018, 4).
@@ -258,6 +264,7 @@ impl Receive {
         }
         self.due = Due::No;
         self.acknowledged = self.next;
+        self.told = self.edge;
     }
 
     /// The window field of a segment that goes out now: rounded down, so that it promises no more than the edge.
@@ -272,7 +279,7 @@ impl Receive {
 
     /// Whether the room in the socket should be sampled: a good part of the window is used up, or it is small.
     pub fn wants_room(&self) -> bool {
-        let left = self.edge.since(self.next);
+        let left = self.told.since(self.next);
         !self.fin && (self.buffered > 0 || left < SMALL_WINDOW || left < self.offered - self.offered / 4)
     }
 
@@ -282,14 +289,10 @@ impl Receive {
         let largest = (u32::from(u16::MAX) << scale).min(config.window_max);
         self.offered =
             (socket_room.saturating_add(config.buffer_max.saturating_sub(self.buffered))).min(largest);
-        let edge = self.next + self.offered;
-        if !self.edge.before(edge) {
-            return;
-        }
-        let growth = edge.since(self.edge);
-        let nearly_closed = self.edge.since(self.next) < largest.min(SMALL_WINDOW);
-        self.edge = edge;
-        if nearly_closed && growth >= (2 * u32::from(mss)).min(largest / 2) {
+        self.edge = self.edge.max(self.next + self.offered);
+        let growth = self.edge.since(self.told);
+        let nearly_closed = self.told.since(self.next) < largest.min(SMALL_WINDOW);
+        if nearly_closed && growth >= (2 * u32::from(mss)).min(SMALL_WINDOW).min(largest / 2).max(1) {
             self.acknowledge_now();
         }
     }

@@ -174,13 +174,15 @@ impl Send {
             return Acknowledged::TooFar;
         }
         let window = u32::from(segment.window) << scale;
-        if self.una.before(ack) {
+        let advances = self.una.before(ack);
+        if advances {
             self.advance(ack, now);
         } else if ack == self.una && bare && window == self.window && !self.is_quiet() {
             self.duplicates = self.duplicates.saturating_add(1);
         }
         if !ack.before(self.una)
-            && (self.window_seq.before(segment.seq)
+            && (advances
+                || self.window_seq.before(segment.seq)
                 || (self.window_seq == segment.seq && !ack.before(self.window_ack)))
         {
             self.window = window;
@@ -297,7 +299,9 @@ impl Send {
         // RFC 9293, 3.8.6.2.1: no small segment because of a small window while others are in flight.
         let usable = end.since(self.next);
         let window_bound = end == self.una + allowance;
-        if window_bound && usable < u32::from(mss).min(self.window_max_seen / 2) && !self.is_quiet() {
+        // What is sent again is exempt: nothing else would ever move the window.
+        let new = self.next == self.max;
+        if window_bound && new && usable < u32::from(mss).min(self.window_max_seen / 2) && !self.is_quiet() {
             return None;
         }
         Some(Range { start: self.next, end })
@@ -386,6 +390,11 @@ impl Send {
         let bytes = end.since(self.discarded);
         self.discarded = self.discarded.max(end);
         bytes
+    }
+
+    /// `bytes` of those that [`Self::take_discard`] gave are there still.
+    pub fn return_discard(&mut self, bytes: u32) {
+        self.discarded = self.discarded - bytes;
     }
 
     /// Bytes that [`Self::take_discard`] would give.

@@ -85,18 +85,20 @@ pub struct TcpRelay {
     discard_due: bool,
     /// FIN went to the guest before its own came.
     closed_first: bool,
-    keep_alive_seen: bool,
+    /// The silence, in seconds, after which the guest has probed for liveness; 0 while it has not.
+    keep_alive_after_s: u16,
     keep_alive_probes: u8,
     /// When the guest was heard last, or the connection began.
     last_heard: Now,
     acknowledge_at: Option<Now>,
 }
 
-/// Acknowledged bytes are discarded when there are so many: far fewer than the 64 KiB that a socket offers its peer at
-/// first, so that the peer's window stays open.
-const DISCARD_BYTES: u32 = 16 << 10;
+/// Acknowledged bytes are discarded when there are so many; the few of a question or an answer wait for others, since
+/// each discard is a system call. More must not wait: the kernel counts a buffer of 64 KiB as full until its last byte is
+/// gone, and closes the peer's window for it.
+const DISCARD_BYTES: u32 = 1 << 10;
 /// Fewer are discarded once the guest has been quiet for so long, so that an idle connection holds no memory.
-const DISCARD_IDLE: Duration = Duration::from_secs(1);
+const DISCARD_IDLE: Duration = Duration::from_millis(20);
 
 const NOTHING: Disposition = Disposition::Payload(Payload::Nothing);
 
@@ -138,7 +140,7 @@ pub fn reset_for(segment: &SegmentHead) -> Option<SegmentHead> {
 impl TcpRelay {
     /// The guest opens: `syn` is its SYN. Nothing is answered before [`Self::connected`].
     pub fn outbound(syn: &SegmentHead, isn: Seq, config: &Config, now: Now) -> Self {
-        let mut agreed = Agreed::offering(config, isn);
+        let mut agreed = Agreed::offering(config);
         agreed.settle(&syn.options);
         let mut relay =
             Self::new(State::Connecting, isn, agreed, syn.seq, u32::from(syn.window), config, now);
@@ -148,7 +150,7 @@ impl TcpRelay {
 
     /// The host has accepted a client: SYN is due to the guest.
     pub fn inbound(isn: Seq, config: &Config, now: Now) -> Self {
-        Self::new(State::Offering, isn, Agreed::offering(config, isn), Seq(0), 0, config, now)
+        Self::new(State::Offering, isn, Agreed::offering(config), Seq(0), 0, config, now)
     }
 
     fn new(state: State, isn: Seq, agreed: Agreed, irs: Seq, window: u32, config: &Config, now: Now) -> Self {
@@ -162,7 +164,7 @@ impl TcpRelay {
             probe_due: false,
             discard_due: false,
             closed_first: false,
-            keep_alive_seen: false,
+            keep_alive_after_s: 0,
             keep_alive_probes: 0,
             last_heard: now,
             acknowledge_at: None,
@@ -324,7 +326,7 @@ impl TcpRelay {
             return refuse(DropReason::OutOfWindow);
         }
         let finished_before = self.receive.finished();
-        let payload = self.receive.accept(segment, self.agreed.mss);
+        let payload = self.receive.accept(segment, self.agreed.mss, config);
         if self.receive.finished() && !finished_before {
             self.closed_first = self.send.fin_sent();
         }
@@ -347,15 +349,18 @@ impl TcpRelay {
             self.send.rewind();
             return NOTHING;
         }
+        let silent_ns = now.since(self.last_heard);
         self.heard(now);
         self.receive.acknowledge_now();
         if matches!(self.state, State::TimeWait { .. }) && segment.flags.has(Flags::FIN) {
             // RFC 9293, 3.10.7.4, eighth step: the acknowledgement of FIN was lost; TIME-WAIT starts anew.
             self.state = State::TimeWait { until: now + config.time_wait };
         }
-        if before_window && segment.len <= 1 && self.state == State::Open {
+        if before_window && segment.len == 0 && self.state == State::Open {
             // RFC 9293, 3.8.4: a keep-alive probe lies just before the window; so does a probe of a closed one.
-            self.keep_alive_seen |= self.receive.next().before(self.receive.edge());
+            if self.receive.next().before(self.receive.edge()) {
+                self.keep_alive_after_s = (silent_ns / 1_000_000_000).clamp(1, u64::from(u16::MAX)) as u16;
+            }
             return NOTHING;
         }
         refuse(DropReason::OutOfWindow)
@@ -460,9 +465,11 @@ impl TcpRelay {
         due
     }
 
-    /// Whether the guest has probed for liveness since the last call: the host's socket should do so too.
-    pub fn take_keep_alive(&mut self) -> bool {
-        std::mem::take(&mut self.keep_alive_seen)
+    /// Whether the guest has probed for liveness since the last call, and after which silence: the host's socket should
+    /// do so too.
+    pub fn take_keep_alive(&mut self) -> Option<Duration> {
+        let after_s = std::mem::take(&mut self.keep_alive_after_s);
+        (after_s > 0).then(|| Duration::from_secs(u64::from(after_s)))
     }
 
     // What is due.
@@ -565,6 +572,12 @@ impl TcpRelay {
         self.send.take_discard()
     }
 
+    /// `bytes` of those that [`Self::take_discard`] gave are there still, and are to be discarded soon.
+    pub fn return_discard(&mut self, bytes: u32) {
+        self.discard_due = true;
+        self.send.return_discard(bytes);
+    }
+
     /// The next time at which [`Self::expired`] has something to do.
     pub fn next_deadline(&self, config: &Config) -> Option<Now> {
         let own = match self.state {
@@ -595,7 +608,8 @@ impl TcpRelay {
             self.receive.delay_over();
         }
         if matches!(self.state, State::Offering | State::Answering | State::Open) && self.send.expired(now) {
-            self.probe_due = true;
+            // A window of zero is a closed one only once the guest has offered one.
+            self.probe_due = self.state == State::Open;
         }
         self.discard_due |= self.discard_at().is_some_and(|at| at <= now);
         match self.state {

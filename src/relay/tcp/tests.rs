@@ -165,7 +165,29 @@ fn holding_is_bounded_in_ranges_and_bytes() {
         assert!(matches!(s.guest_gives(&line), Disposition::Payload(Payload::Hold { .. })), "{line}");
     }
     assert_eq!(s.guest_gives(". 901 ack 1 len 10 win 64256"), refused(DropReason::OutOfWindow));
-    assert_eq!(s.guest_gives(". 101 ack 1 len 300000 win 64256"), refused(DropReason::OutOfWindow));
+
+    let mut s = Script::open();
+    s.relay.offer(1 << 20, &s.config);
+    for n in 0..4u32 {
+        let line = format!(". {} ack 1 len 65535 win 64256", 101 + n * 65_535);
+        assert!(matches!(s.guest_gives(&line), Disposition::Payload(Payload::Hold { .. })), "{line}");
+    }
+    assert_eq!(s.guest_gives(". 262241 ack 1 len 100 win 64256"), refused(DropReason::OutOfWindow));
+}
+
+#[test]
+fn a_byte_is_held_once_however_often_it_comes() {
+    let mut s = Script::open();
+    let held = |s: &mut Script, line: &str| match s.guest_gives(line) {
+        Disposition::Payload(Payload::Hold { len, .. }) => len,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert_eq!(held(&mut s, ". 101 ack 1 len 1000 win 64256"), 1000);
+    assert_eq!(held(&mut s, ". 102 ack 1 len 1000 win 64256"), 1);
+    assert_eq!(held(&mut s, ". 2001 ack 1 len 100 win 64256"), 100);
+    assert_eq!(held(&mut s, ". 51 ack 1 len 5000 win 64256"), 50, "the first stretch that is new");
+    assert_eq!(held(&mut s, ". 51 ack 1 len 5000 win 64256"), 899, "and the next one when it comes again");
+    s.expect(". 1 ack 1 sack 51-2101");
 }
 
 #[test]
@@ -530,8 +552,8 @@ fn a_keep_alive_probe_is_answered_and_passed_on() {
     s.wait(60 * S);
     s.guest(". 0 ack 1 win 64256");
     s.expect(". 1 ack 1");
-    assert!(s.relay.take_keep_alive());
-    assert!(!s.relay.take_keep_alive());
+    assert_eq!(s.relay.take_keep_alive(), Some(Duration::from_secs(60)));
+    assert_eq!(s.relay.take_keep_alive(), None);
 }
 
 #[test]

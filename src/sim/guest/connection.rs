@@ -97,7 +97,7 @@ impl Connection {
         let isn = Seq((now.0 / 4_000) as u32);
         // A scale that makes steps of more than an eighth of the buffer would make most of it useless.
         let scale = tcp.scale.map(|scale| (0..=scale).rev().find(|s| tcp.buffer >> s >= 8).unwrap_or(0));
-        let clock_offset = random.next() as u32;
+        let clock_offset = random.bits() as u32;
         Self {
             name,
             number,
@@ -289,9 +289,9 @@ impl Connection {
             // A question whether somebody listens, or an opening that was given up: nobody's program knows of it.
             State::Answering => self.state = State::Closed,
             State::Waiting => {}
-            // RFC 9293, 3.10.7.4: in CLOSING and LAST-ACK a reset is as good an end as an acknowledgement.
-            _ if self.program.has_seen_end() && self.program.has_closed() && self.sender.outstanding() == 0 => {
-                self.end(State::Closed, Ending::Closed);
+            // RFC 9293, 3.10.7.4: in CLOSING, LAST-ACK and TIME-WAIT a reset is as good an end as an acknowledgement.
+            _ if self.receiver.has_ended() && self.program.has_closed() && self.sender.outstanding() == 0 => {
+                self.sender.finish();
             }
             _ => self.end(State::Closed, Ending::Reset),
         }
@@ -425,8 +425,7 @@ impl Connection {
                 emit(Outgoing { segment, offset: 0 });
             }
         }
-        if matches!(self.state, State::Open | State::Waiting) && self.acknowledge.is_some_and(|at| at <= now)
-        {
+        if self.acknowledge.is_some_and(|at| at <= now) {
             let segment = self.head(self.sender.max(), Flags::ACK, 0);
             emit(Outgoing { segment, offset: 0 });
         }

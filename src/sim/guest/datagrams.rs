@@ -95,8 +95,9 @@ impl Conversations {
                 udp_frame(&one.plan, run, &payload, self.random.chance(500_000))
             };
             let sent = one.sent;
-            self.stage
-                .trace(u64::from(sent) << 8 | 31, || format!("guest   datagrams {index}: {run} from {sent}"));
+            self.stage.trace(0x31 | u64::from(sent) << 8, || {
+                format!("guest   datagrams {index}: {run} from {sent}")
+            });
             out.push(frame);
             one.sent += run;
             one.next = Now(now.0 + one.plan.gap_ns);
@@ -123,8 +124,9 @@ impl Conversations {
             && bytes == payload(&self.stage, index, number, one.plan.size);
         self.stage
             .check(right, || format!("datagram {number} of conversation {index} comes from {from} for {to}"));
-        self.stage
-            .trace(u64::from(number) << 8 | 32, || format!("guest   datagrams {index}: {number} came back"));
+        self.stage.trace(0x32 | u64::from(number) << 8, || {
+            format!("guest   datagrams {index}: {number} came back")
+        });
         one.came.insert(number);
     }
 

@@ -45,6 +45,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::frame::address::Endpoint;
+use crate::host::RESOLV_CONF;
 use crate::policy::addresses::Addresses;
 
 pub use counters::Counters;
@@ -157,7 +158,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            resolv_conf: PathBuf::from(RESOLV_CONF),
             servers: Vec::new(),
             hostname: None,
             patience: Patience::default(),

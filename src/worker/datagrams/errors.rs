@@ -16,10 +16,21 @@ use crate::link::Link;
 use crate::time::Now;
 
 use super::super::Worker;
+use super::MappingKind;
 use super::outbound::Outgoing;
 
 /// Errors told in one pass from one socket.
 const ERRORS_AT_ONCE: usize = 64;
+
+/// What an error queue said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Drained {
+    /// It said something.
+    pub any: bool,
+    /// The host's own kernel refused the last datagram for its length. Of an IPv4 socket that is not connected it tells
+    /// neither the port nor the payload, so this is told by whoever sent the datagram.
+    pub too_big: Option<IcmpReport>,
+}
 
 fn protocol_number(protocol: Protocol, v4: bool) -> u8 {
     match protocol {
@@ -36,16 +47,27 @@ fn protocol_number(protocol: Protocol, v4: bool) -> u8 {
 }
 
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
-    /// Tells the guest what the error queue of a mapping says. Returns whether it said anything.
-    pub(in crate::worker) fn drain_errors(&mut self, mapping: Slot, _now: Now) -> bool {
-        let mut any = false;
+    /// Tells the guest what the error queue of a mapping says.
+    pub(in crate::worker) fn drain_errors(&mut self, mapping: Slot, _now: Now) -> Drained {
+        let mut drained = Drained::default();
         for _ in 0..ERRORS_AT_ONCE {
             let Some(record) = self.mappings.get(mapping) else { break };
             let Some(queued) = self.sockets.take_error(&record.socket) else { break };
-            any = true;
-            self.tell_queued(mapping, &queued);
+            drained.any = true;
+            let IcmpReport { error, offender } = queued.report;
+            if offender.is_none() && matches!(error, IcmpError::TooBig { .. }) {
+                drained.too_big = Some(queued.report);
+            } else {
+                self.tell_queued(mapping, &queued);
+            }
         }
-        any
+        drained
+    }
+
+    /// The host's kernel knows of a path that is too narrow for a datagram.
+    pub(super) fn datagram_too_big(&mut self, outgoing: &Outgoing, report: IcmpReport) {
+        let Some(flow) = self.datagram_flows.get(outgoing.flow).copied() else { return };
+        self.tell_about_datagram(&flow.key, outgoing, report);
     }
 
     fn tell_queued(&mut self, mapping: Slot, queued: &QueuedError) {
@@ -57,11 +79,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let translated = record.translated.get(&peer).and_then(|slot| self.datagram_flows.get(*slot));
         let remote = translated.map_or(peer, |flow| flow.key.remote);
         let key = FlowKey { guest, remote, protocol };
-        if protocol == Protocol::Echo {
-            // The quoted request carries the identifier of the wire.
-            let Some(sequence) = icmp::parse_echo_request(&queued.payload, guest.address.is_v4()) else {
-                return;
-            };
+        if let MappingKind::Echo { id, .. } = record.kind {
+            // The quoted request carries the identifier of the wire. A raw socket hears of everybody's.
+            let request = icmp::parse_echo_request(&queued.payload, guest.address.is_v4());
+            let Some(sequence) = request.filter(|request| request.id == id) else { return };
             let header = icmp::echo_request(guest.address.is_v4(), Echo { id: guest.port, ..sequence });
             let mut bytes = header.to_vec();
             bytes.extend(&queued.payload[icmp::ECHO_LEN..]);

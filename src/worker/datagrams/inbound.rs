@@ -19,8 +19,8 @@ use crate::policy::UdpFiltering;
 use crate::time::Now;
 
 use super::super::Worker;
+use super::MappingKind;
 use super::open::Routed;
-use super::{Mapping, MappingKind};
 
 /// Datagrams received at once from one socket, at the most.
 const BURST_MAX: u8 = 16;
@@ -60,14 +60,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
-    /// Adds the receives of this pass to the batch.
-    pub(in crate::worker) fn submit_receives(&mut self) {
+    /// Adds the receives of this pass to the batch, `share` of them at the most.
+    pub(in crate::worker) fn submit_receives(&mut self, share: usize) {
         let Self { readable_mappings, mappings, link, operations, incoming, echo_replies, .. } = self;
         for slot in readable_mappings {
             let Some(mapping) = mappings.get_mut(*slot) else { continue };
             let fd = mapping.socket.fd();
             for _ in 0..mapping.burst {
-                if incoming.len() == echo_replies.slots() {
+                if incoming.len() >= share.min(echo_replies.slots()) {
                     break;
                 }
                 let Some(space) = link.reserve(build::HEAD_MAX, PAYLOAD_MAX) else { break };
@@ -92,6 +92,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             if let Some(mapping) = self.mappings.get_mut(*slot) {
                 mapping.queued = false;
             }
+        }
+        // Those for which no space was left come first in the next pass.
+        let was_read = |slot: &Slot| incoming.iter().any(|one| one.mapping == *slot);
+        for slot in queued.iter().filter(|slot| !was_read(slot)) {
+            self.queue_mapping(*slot);
+        }
+        for slot in queued.iter().filter(|slot| was_read(slot)) {
             let mut received = 0;
             let mut drained = false;
             for one in incoming.iter().filter(|one| one.mapping == *slot) {
@@ -169,7 +176,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         now: Now,
     ) -> Result<FlowKey, DropReason> {
         let Some(mapping) = self.mappings.get(slot) else { return Err(DropReason::NoFlow) };
-        if is_own(mapping, peer) {
+        // The guest has called its own published port, and an answer to that would go round for ever.
+        let own_address = peer.address.is_loopback()
+            || peer.address == mapping.local.address
+            || self.addresses.own.binary_search(&peer.address).is_ok();
+        if peer.port != 0 && peer.port == mapping.local.port && own_address {
             return Err(DropReason::OwnSocket);
         }
         let published = matches!(mapping.kind, MappingKind::Published(_));
@@ -181,7 +192,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if let Some(flow) =
             known.and_then(|flow| self.datagram_flows.get_mut(flow)).filter(|f| f.mapping == slot)
         {
-            if published {
+            if published && flow.answered {
                 flow.expires = now + Self::idle_time(&flow.key);
             }
             return Ok(flow.key);
@@ -325,12 +336,4 @@ fn head_len(kind: MappingKind, v4: bool) -> Option<usize> {
         MappingKind::Echo { .. } => Some(ECHO_LEN),
         _ => None,
     }
-}
-
-/// Whether a datagram came from the mapping's own socket: the guest has called its own published port, and an answer
-/// to that would go round for ever.
-fn is_own<S>(mapping: &Mapping<S>, peer: Endpoint) -> bool {
-    peer.port != 0
-        && peer.port == mapping.local.port
-        && (peer.address.is_loopback() || peer.address == mapping.local.address)
 }

@@ -24,6 +24,7 @@
 
 pub(super) mod errors;
 pub(super) mod inbound;
+mod members;
 pub(super) mod open;
 pub(super) mod outbound;
 
@@ -36,6 +37,7 @@ use crate::flow::table::Position;
 use crate::frame::address::{Address, Endpoint};
 use crate::host::EchoKind;
 use crate::time::Now;
+use members::{Members, Neighbours};
 
 /// How a mapping's socket is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,8 +77,8 @@ pub struct Mapping<S> {
     pub local: Endpoint,
     /// Its place in the flow table, where it is the mapping for all of its endpoint's destinations.
     pub position: Option<Position>,
-    /// How many flows it has.
-    pub flows: u32,
+    /// Its flows.
+    pub flows: Members,
     /// Addresses that the guest has spoken to, each with the number of flows.
     pub addresses: HashMap<Address, u32>,
     /// Flows of peers whose address differs from the one the guest sees.
@@ -106,4 +108,8 @@ pub struct DatagramFlow {
     pub local: Option<Address>,
     /// When it ends unless it is used again.
     pub expires: Now,
+    /// The guest has sent something to this peer.
+    pub answered: bool,
+    /// Its neighbours among the flows of its mapping.
+    pub neighbours: Neighbours,
 }

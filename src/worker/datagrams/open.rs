@@ -20,20 +20,25 @@ use crate::time::Now;
 #[cfg(feature = "sim")]
 use super::super::simulated::{Omission, omits};
 use super::super::{Worker, token_kind};
+use super::members::{Members, Neighbours};
 use super::{DatagramFlow, Mapping, MappingKind};
 
 /// RFC 4787, REQ-5: five minutes are recommended.
 const UDP_IDLE: Duration = Duration::from_mins(5);
 /// A question and its answer (RFC 4787, REQ-5 (b) lets well-known ports have shorter ones).
 const DNS_IDLE: Duration = Duration::from_secs(30);
+/// A stranger at a published port to whom the guest has said nothing yet.
+const UNANSWERED_IDLE: Duration = Duration::from_secs(30);
 /// RFC 5508, REQ-2: at least a minute.
 const ECHO_IDLE: Duration = Duration::from_mins(1);
 
 /// Guests keep their own ports up to this many at a time: each is a port that the host cannot use.
 const KEPT_PORTS_MAX: u32 = 1024;
 
-/// Mappings looked at when the least recently used has to go.
+/// Mappings looked at when the least recently used has to go; flows, when one that nobody answered has.
 const SAMPLE: u32 = 16;
+/// Strangers at one published port: this part of all flows at the most.
+const PUBLISHED_SHARE: u32 = 4;
 
 /// Who is to handle a datagram.
 pub(in crate::worker) enum Routed {
@@ -154,7 +159,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             socket,
             local,
             position: None,
-            flows: 0,
+            flows: Members::default(),
             addresses: HashMap::new(),
             translated: HashMap::new(),
             dont_fragment: None,
@@ -175,6 +180,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                         mapping.position = Some(position);
                     }
                 }
+                // Two ports of the host lead to one of the guest: what the guest begins goes out by the first one.
+                Err(InsertError::Exists(_)) if matches!(kind, MappingKind::Published(_)) => {}
                 Err(error) => {
                     self.close_mapping(slot);
                     return Err(error);
@@ -204,6 +211,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         now: Now,
     ) -> Result<Routed, DropReason> {
         let hashed = self.flows.hash(&key);
+        let published = {
+            let Some(mapping) = self.mappings.get_mut(mapping) else { return Err(DropReason::NoFlow) };
+            // In use, and so not the one to go below.
+            mapping.last_used = now;
+            matches!(mapping.kind, MappingKind::Published(_))
+        };
+        if published {
+            self.make_room_for_stranger(mapping)?;
+        }
         let mut evicted = false;
         let position = loop {
             let vacancy = self.datagram_flows.vacancy();
@@ -218,21 +234,49 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 Err(InsertError::Full) => return Err(DropReason::FlowBudget),
             }
         };
-        let expires = now + Self::idle_time(&key);
-        let flow = DatagramFlow { key, position, mapping, peer, local, expires };
+        let idle = if published { UNANSWERED_IDLE } else { Self::idle_time(&key) };
+        let expires = now + idle;
+        let flow = DatagramFlow {
+            key,
+            position,
+            mapping,
+            peer,
+            local,
+            expires,
+            answered: !published,
+            neighbours: Neighbours::default(),
+        };
         let Ok(slot) = self.datagram_flows.insert(flow) else {
             self.flows.remove(position);
             return Err(DropReason::FlowBudget);
         };
         self.datagram_timers.arm(slot.index, expires);
         if let Some(mapping) = self.mappings.get_mut(mapping) {
-            mapping.flows += 1;
+            mapping.flows.append(&mut self.datagram_flows, slot);
             *mapping.addresses.entry(peer.address).or_insert(0) += 1;
             if peer != key.remote {
                 mapping.translated.insert(peer, slot);
             }
         }
         Ok(Routed::Here(slot))
+    }
+
+    /// Strangers begin flows at a published port by a datagram each, from whatever address they claim. Where they have
+    /// had their share, one whom the guest never answered goes.
+    fn make_room_for_stranger(&mut self, mapping: Slot) -> Result<(), DropReason> {
+        for _ in 0..SAMPLE {
+            let Some(record) = self.mappings.get_mut(mapping) else { return Err(DropReason::NoFlow) };
+            if record.flows.count() < self.datagram_flows.capacity() / PUBLISHED_SHARE {
+                return Ok(());
+            }
+            let Some(first) = record.flows.first() else { return Ok(()) };
+            if self.datagram_flows.get(first).is_some_and(|flow| flow.answered) {
+                record.flows.rotate(&mut self.datagram_flows);
+            } else {
+                self.close_flow(first);
+            }
+        }
+        Err(DropReason::FlowBudget)
     }
 
     /// A deadline of a flow has come: it ends, unless it was used since the deadline was armed.
@@ -250,7 +294,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.flows.remove(flow.position);
         self.datagram_timers.cancel(slot.index);
         let Some(mapping) = self.mappings.get_mut(flow.mapping) else { return };
-        mapping.flows -= 1;
+        mapping.flows.remove(&mut self.datagram_flows, flow.neighbours);
         mapping.translated.remove(&flow.peer);
         if let Some(count) = mapping.addresses.get_mut(&flow.peer.address) {
             *count -= 1;
@@ -262,7 +306,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if omits(Omission::CloseMapping) {
             return;
         }
-        if mapping.flows == 0 && !matches!(mapping.kind, MappingKind::Published(_)) {
+        if mapping.flows.count() == 0 && !matches!(mapping.kind, MappingKind::Published(_)) {
             self.close_mapping(flow.mapping);
         }
     }
@@ -284,10 +328,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Ends every flow of a mapping, and the mapping.
     fn close_mapping_and_flows(&mut self, slot: Slot) {
-        for flow in self.datagram_flows.slots() {
-            if self.datagram_flows.get(flow).is_some_and(|flow| flow.mapping == slot) {
-                self.close_flow(flow);
-            }
+        while let Some(flow) = self.mappings.get(slot).and_then(|mapping| mapping.flows.first()) {
+            self.close_flow(flow);
         }
         self.close_mapping(slot);
     }

@@ -18,10 +18,13 @@ use crate::time::Now;
 use super::super::Worker;
 use super::super::outbound::{FrameRef, PacketSummary, Part};
 use super::MappingKind;
+use super::errors::Drained;
 use super::open::Routed;
 
 /// The kernel's bound on datagrams of one send (`UDP_MAX_SEGMENTS`; 128 since Linux 6.9, 64 before).
 const RUN_MAX: u32 = 64;
+/// The guest's kernel has such a bound too: a frame of more datagrams comes from none.
+const FRAME_RUN_MAX: u32 = 128;
 /// The largest UDP payload in IPv4 (and close to IPv6's): 65,535 less both headers.
 const PAYLOAD_MAX: u32 = 65_507;
 /// The hop limit that needs no mention: the host's default.
@@ -64,9 +67,21 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             Segmentation::Udp { size } => u32::from(size).min(total),
             Segmentation::Tcp { .. } => return Err(DropReason::Offload),
         };
-        let count = if size == 0 { 1 } else { total.div_ceil(size) };
-        let part = Part { frame, from: (packet.transport_start + 8) as u32, len: total, next: None };
-        self.datagram_from_guest(key, packet.ip, part, (count, size), None, now)
+        if total > size.saturating_mul(FRAME_RUN_MAX) {
+            return Err(DropReason::Offload);
+        }
+        let whole = Part { frame, from: (packet.transport_start + 8) as u32, len: total, next: None };
+        let mut done = 0;
+        loop {
+            let len = (total - done).min(size * RUN_MAX);
+            let count = if size == 0 { 1 } else { len.div_ceil(size) };
+            let part = Part { from: whole.from + done, len, ..whole };
+            self.datagram_from_guest(key, packet.ip, part, (count, size), None, now)?;
+            done += len;
+            if done >= total {
+                return Ok(());
+            }
+        }
     }
 
     /// Takes an echo request in.
@@ -112,6 +127,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let expires = now + Self::idle_time(&key);
         let Some(record) = self.datagram_flows.get_mut(flow) else { return Err(DropReason::NoFlow) };
         record.expires = expires;
+        record.answered = true;
         let mapping = record.mapping;
         if let Some(mapping) = self.mappings.get_mut(mapping) {
             mapping.last_used = now;
@@ -246,18 +262,25 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         // An error of one destination fails the next send to any (udp(7)): it is told, and the send made again. A run
         // larger than a path's MTU fails as a whole, without an entry in the queue: it is sent one by one.
-        self.drain_errors(outgoing.mapping, now);
+        let drained = self.drain_errors(outgoing.mapping, now);
         let whole = outgoing.count == 1;
-        for datagram in 0..outgoing.count {
-            let mut operations = Operations::default();
-            let Some(id) = self.submit_run(&mut operations, index, (!whole).then_some(datagram)) else {
-                return;
-            };
-            self.engine.run(&mut operations);
-            if let Err(error) = operations.result(id)
-                && !self.drain_errors(outgoing.mapping, now)
-            {
-                self.datagram_refused(&outgoing, error.raw_os_error().unwrap_or(libc::EIO));
+        if let Some(report) = drained.too_big.filter(|_| whole && number == libc::EMSGSIZE) {
+            self.datagram_too_big(&outgoing, report);
+            return;
+        }
+        let mut again = Operations::default();
+        let sends: Vec<OperationId> = (0..outgoing.count)
+            .filter_map(|datagram| self.submit_run(&mut again, index, (!whole).then_some(datagram)))
+            .collect();
+        self.engine.run(&mut again);
+        for send in sends {
+            let Err(error) = again.result(send) else { continue };
+            match self.drain_errors(outgoing.mapping, now) {
+                Drained { too_big: Some(report), .. } => self.datagram_too_big(&outgoing, report),
+                Drained { any: true, .. } => {}
+                Drained { any: false, .. } => {
+                    self.datagram_refused(&outgoing, error.raw_os_error().unwrap_or(libc::EIO));
+                }
             }
         }
     }

@@ -23,16 +23,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if let Some(host) = &mut stream.host {
             // Also while connecting: a peer may have accepted, written and closed before anybody looked.
             host.closed |= event.closed;
+            host.urgent |= event.urgent;
         }
         if stream.relay.state() == State::Connecting {
             if event.writable || event.closed || event.failed {
-                self.connect_ended(slot, now);
+                self.connect_ended(slot, event, now);
             }
             return;
         }
         let Some(host) = &mut stream.host else { return };
         if event.failed && self.sockets.outcome(&host.socket).is_err() {
-            stream.relay.host_failed();
+            host.failed = true;
+            stream.relay.readable(now);
         } else if event.readable || event.closed {
             stream.relay.readable(now);
         }

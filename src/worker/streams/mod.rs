@@ -16,6 +16,10 @@ pub(super) mod outbound;
 mod rehome;
 pub(super) mod settle;
 
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
 use crate::flow::key::FlowKey;
 use crate::flow::table::Position;
 use crate::frame::address::Endpoint;
@@ -48,6 +52,28 @@ pub struct HostSide<S> {
     pub peeks: u8,
     /// The peer has closed its direction, or the socket failed: a short read is not the end of what there is to learn.
     pub closed: bool,
+    /// The socket failed. What it had received before goes to the guest first.
+    pub failed: bool,
+    /// The peer has sent urgent data. It is delivered in line, but the kernel ends every read at its mark: a short one
+    /// says nothing then.
+    pub urgent: bool,
+}
+
+impl<S> HostSide<S> {
+    /// A socket of which nothing was read.
+    pub fn new(socket: S, kind: HostKind, peer: Endpoint) -> Self {
+        Self {
+            socket,
+            kind,
+            peer,
+            keeps_offset: false,
+            position: 0,
+            peeks: 0,
+            closed: false,
+            failed: false,
+            urgent: false,
+        }
+    }
 }
 
 /// The host side that a stream is to have next.
@@ -132,19 +158,67 @@ impl<S> Stream<S> {
     }
 }
 
+/// How many buffers of a worker's streams there are: each may grow to what its window promised.
+#[derive(Clone, Default)]
+pub struct BufferCount(Rc<Cell<u32>>);
+
+impl BufferCount {
+    /// One gibibyte of bytes that wait, if every buffer were full.
+    const MAX: u32 = 16_384;
+
+    /// Whether there may be one more.
+    pub fn has_room(&self) -> bool {
+        self.0.get() < Self::MAX
+    }
+
+    /// Whether there are so few that segments may be held out of order, which is a kindness.
+    pub fn has_plenty(&self) -> bool {
+        self.0.get() < Self::MAX / 4
+    }
+
+    /// One more buffer, empty; it is counted until it is dropped.
+    pub fn open(&self) -> Box<Buffer> {
+        self.0.set(self.0.get() + 1);
+        Box::new(Buffer { waiting: ByteQueue::default(), held: Vec::new(), count: self.clone() })
+    }
+}
+
 /// Bytes from the guest that the socket has not taken, and segments held out of order.
-#[derive(Default)]
 pub struct Buffer {
     /// In order.
     pub waiting: ByteQueue,
-    /// Out of order, each with its sequence number.
-    held: Vec<(Seq, Vec<u8>)>,
+    /// Out of order: stretches that neither touch nor overlap, as few as the relay's ranges, each with the sequence
+    /// number of its first byte.
+    held: Vec<(Seq, VecDeque<u8>)>,
+    count: BufferCount,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.count.0.set(self.count.0.get() - 1);
+    }
 }
 
 impl Buffer {
-    /// Holds bytes that belong at `seq`.
-    pub fn hold(&mut self, seq: Seq, bytes: Vec<u8>) {
-        self.held.push((seq, bytes));
+    /// Holds bytes that belong at `seq` and are not held yet.
+    pub fn hold(&mut self, seq: Seq, bytes: &[u8]) {
+        let end = seq + bytes.len() as u32;
+        let after = self.held.iter().position(|(start, _)| *start == end);
+        let before = self.held.iter().position(|(start, held)| *start + held.len() as u32 == seq);
+        match (before, after) {
+            (None, None) => self.held.push((seq, bytes.iter().copied().collect())),
+            (Some(before), None) => self.held[before].1.extend(bytes),
+            (None, Some(after)) => {
+                bytes.iter().rev().for_each(|byte| self.held[after].1.push_front(*byte));
+                self.held[after].0 = seq;
+            }
+            (Some(before), Some(after)) => {
+                let mut rest = std::mem::take(&mut self.held[after].1);
+                self.held[before].1.extend(bytes);
+                self.held[before].1.append(&mut rest);
+                self.held.swap_remove(after);
+            }
+        }
     }
 
     /// Moves `len` held bytes from `seq` on behind the waiting ones, and forgets what lies before their end.
@@ -160,8 +234,12 @@ impl Buffer {
             let Some((start, bytes)) = next else { return false };
             let from = at.since(*start) as usize;
             let take = (bytes.len() - from).min(end.since(at) as usize);
-            self.waiting.append(&bytes[from..from + take]);
-            at = at + take as u32;
+            // Of the two halves of the ring, the one in which `from` lies; the other one follows in the next turn.
+            let (first, second) = bytes.as_slices();
+            let half = if from < first.len() { &first[from..] } else { &second[from - first.len()..] };
+            let part = &half[..take.min(half.len())];
+            self.waiting.append(part);
+            at = at + part.len() as u32;
         }
         self.held.retain(|(start, bytes)| end.before(*start + bytes.len() as u32));
         true
@@ -199,16 +277,26 @@ mod tests {
             buffer.waiting.pieces().iter().for_each(|piece| piece.copy_to(&mut bytes));
             bytes
         };
-        let mut buffer = Buffer::default();
+        let count = BufferCount::default();
+        let mut buffer = count.open();
         buffer.waiting.append(b"abc");
-        buffer.hold(Seq(16), b"ghij".to_vec());
-        buffer.hold(Seq(13), b"defgh".to_vec());
-        buffer.hold(Seq(30), b"later".to_vec());
+        buffer.hold(Seq(16), b"ghi");
+        buffer.hold(Seq(19), b"j");
+        buffer.hold(Seq(30), b"later");
+        buffer.hold(Seq(13), b"def");
+        assert_eq!(buffer.held.len(), 2, "what touches is one");
+        buffer.hold(Seq(26), b"no");
+        buffer.hold(Seq(28), b"t ");
+        assert_eq!(buffer.held.len(), 2);
         assert!(buffer.release(Seq(13), 7));
         assert_eq!(content(&buffer), b"abcdefghij");
         assert!(!buffer.is_empty());
         assert!(!buffer.release(Seq(20), 1), "not there");
-        assert!(buffer.release(Seq(30), 5));
-        assert_eq!(content(&buffer), b"abcdefghijlater");
+        assert!(buffer.release(Seq(28), 7), "the first of them came again");
+        assert_eq!(content(&buffer), b"abcdefghijt later");
+        assert!(buffer.held.is_empty());
+        assert_eq!(count.0.get(), 1);
+        drop(buffer);
+        assert_eq!(count.0.get(), 0);
     }
 }

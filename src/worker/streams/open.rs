@@ -8,6 +8,7 @@
 //! refuses makes the client's connection end with a reset, and the slow path stop listening for a while.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::exchange::mail::{Publication, Service, ToSlow};
 use crate::flow::key::{FlowKey, Protocol};
@@ -18,7 +19,7 @@ use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{IcmpError, Quoted};
 use crate::frame::tcp::{self, SegmentHead, Seq};
 use crate::frame::view::IpHead;
-use crate::host::engine::{Engine, Interest, Token};
+use crate::host::engine::{Engine, Event, Interest, Token};
 use crate::host::errors::{Answer, IcmpReport, SocketError};
 use crate::host::{ConnectPlan, HostSocket, Sockets};
 use crate::link::Link;
@@ -63,7 +64,10 @@ impl Unanswerable {
         if self.0.len() >= Self::KEPT {
             self.0.retain(|_, since| now.since(*since) < Self::VALID_NS / 2);
         }
-        self.0.insert(Self::prefix(client), now);
+        // Beyond that, each client of a new prefix waits for its proof.
+        if self.0.len() < Self::KEPT {
+            self.0.insert(Self::prefix(client), now);
+        }
     }
 
     fn contains(&self, client: Address, now: Now) -> bool {
@@ -76,6 +80,9 @@ const PROOF_NS: u64 = 1_000_000_000;
 
 /// Ports tried for a client that appears under the gateway's address while its own port is in use there.
 const PORTS_TRIED: u16 = 16;
+
+/// How long a listener pauses for whose clients there is no descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Clients accepted in one pass from one listener.
 const ACCEPTED_AT_ONCE: usize = 64;
@@ -208,7 +215,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         match self.insert_stream(stream) {
             Ok(slot) => {
                 self.counters.add(Metric::StreamsOut, 1);
-                self.attach_host(slot, socket, HostKind::Pair, key.remote, now);
+                self.attach_host(slot, socket, HostKind::Pair, key.remote);
                 let mail = ToSlow::Stream {
                     worker: self.id,
                     stream: slot,
@@ -230,17 +237,16 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Gives a stream its host side, which stands.
-    fn attach_host(&mut self, slot: Slot, socket: S::Socket, kind: HostKind, peer: Endpoint, now: Now) {
+    fn attach_host(&mut self, slot: Slot, socket: S::Socket, kind: HostKind, peer: Endpoint) {
         let keeps_offset = self.sockets.establish(&socket, peer.address.is_v4(), false);
         let watched =
             self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot }, Interest::Both);
         let Some(stream) = self.streams.get_mut(slot) else { return };
-        stream.host =
-            Some(HostSide { socket, kind, peer, keeps_offset, position: 0, peeks: 0, closed: false });
+        stream.host = Some(HostSide { keeps_offset, ..HostSide::new(socket, kind, peer) });
         if watched.is_err() {
             stream.relay.host_failed();
         }
-        stream.relay.readable(now);
+        // What the client has sent already shows in the first report of the socket.
         self.touch(slot);
     }
 
@@ -272,15 +278,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 let watched =
                     self.engine.watch(socket.fd(), Token { kind: token_kind::STREAM, slot }, Interest::Both);
                 if let Some(stream) = self.streams.get_mut(slot) {
-                    stream.host = Some(HostSide {
-                        socket,
-                        kind: HostKind::Tcp,
-                        peer: destination,
-                        keeps_offset: false,
-                        position: 0,
-                        peeks: 0,
-                        closed: false,
-                    });
+                    stream.host = Some(HostSide::new(socket, HostKind::Tcp, destination));
                     if watched.is_err() {
                         stream.relay.host_failed();
                         self.touch(slot);
@@ -292,17 +290,21 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// The connect of a stream has an outcome.
-    pub(super) fn connect_ended(&mut self, slot: Slot, now: Now) {
+    pub(super) fn connect_ended(&mut self, slot: Slot, event: Event, now: Now) {
         let Some(stream) = self.streams.get_mut(slot) else { return };
         let Some(host) = &mut stream.host else { return };
-        let outcome = self.sockets.outcome(&host.socket);
+        // A socket that failed says so beside having room.
+        let stands = event.writable && !event.closed && !event.failed;
+        let outcome = if stands { Ok(()) } else { self.sockets.outcome(&host.socket) };
         // A connection that meets itself (RFC 9293, 3.5 allows it) is nobody's service.
         let itself = host.peer.address.is_loopback() && self.sockets.local(&host.socket) == Some(host.peer);
         let error = match outcome {
             Ok(()) if !itself => {
                 host.keeps_offset = self.sockets.establish(&host.socket, host.peer.address.is_v4(), true);
                 stream.relay.connected(now);
-                stream.relay.readable(now);
+                if event.readable || event.closed {
+                    stream.relay.readable(now);
+                }
                 self.end_connect(slot);
                 self.touch(slot);
                 return;
@@ -401,8 +403,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 }
                 Ok(None) => return,
                 Err(_) => {
+                    // No descriptor: the client waits in the kernel's queue, and no event will say when one is free.
                     self.drop_frame(DropReason::DescriptorBudget);
-                    break;
+                    self.paused_listeners.push(index);
+                    self.listeners_resume.get_or_insert(now + ACCEPT_PAUSE);
+                    return;
                 }
             }
         }
@@ -454,7 +459,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         match self.insert_inbound(keys, origin, None, now) {
             Ok(slot) => {
                 self.counters.add(Metric::StreamsIn, 1);
-                self.attach_host(slot, socket, HostKind::Tcp, client, now);
+                self.attach_host(slot, socket, HostKind::Tcp, client);
                 Ok(())
             }
             Err(_) => {
@@ -484,8 +489,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// counted already. Gives it back when there is no room.
     fn insert_inbound(
         &mut self,
-        keys: InboundKeys,
-        origin: Origin,
+        mut keys: InboundKeys,
+        mut origin: Origin,
         host: Option<HostSide<S::Socket>>,
         now: Now,
     ) -> Result<Slot, Option<HostSide<S::Socket>>> {
@@ -503,9 +508,20 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 Ok(slot) => return Ok(slot),
                 Err(NotInserted::Exists(handle, stream)) => {
                     host = stream.host;
-                    // The client's own port is free again on its side, so the old flow of that name is dead.
-                    if handle.owner == self.id && (keys.keeps_source || self.is_over(handle.slot)) {
+                    if handle.owner == self.id && self.gives_way(handle.slot, origin) {
                         self.abandon_stream(handle.slot, now);
+                    } else if keys.keeps_source
+                        && let Some(family) = self.addresses.family(key.guest.address.is_v4())
+                    {
+                        // The client calls by two ports of the host from one of its own: the other call keeps the name.
+                        keys = InboundKeys {
+                            remote: Endpoint { address: family.gateway, ..key.remote },
+                            keeps_source: false,
+                            ..keys
+                        };
+                        if let Origin::Inbound { unproven, .. } = &mut origin {
+                            *unproven = false;
+                        }
                     }
                 }
                 Err(NotInserted::Full(stream)) => return Err(stream.host),
@@ -515,8 +531,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         Err(host)
     }
 
-    fn is_over(&self, slot: Slot) -> bool {
-        self.streams.get(slot).is_none_or(|stream| stream.relay.is_host_done())
+    /// Whether a stream may be ended for a new one of its name: it is over, or it is of the same client of the same
+    /// port of the host, on whose side the name is free again.
+    fn gives_way(&self, slot: Slot, new: Origin) -> bool {
+        let Some(stream) = self.streams.get(slot) else { return true };
+        let call = |origin| match origin {
+            Origin::Inbound { publication, client, .. } => Some((publication, client)),
+            _ => None,
+        };
+        stream.relay.is_host_done() || (call(new).is_some() && call(stream.origin) == call(new))
     }
 
     /// Ends a stream with resets, at once.

@@ -85,7 +85,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn segment_of_stream(&mut self, slot: Slot, arrived: &Arrived, now: Now) -> Result<(), DropReason> {
-        let config = *self.config(arrived.ip.source.is_v4());
+        let mut config = *self.config(arrived.ip.source.is_v4());
+        if !self.buffers.has_plenty() {
+            config.held_max = 0;
+        }
         let Some(stream) = self.streams.get_mut(slot) else { return Err(DropReason::NoFlow) };
         if let Origin::Inbound { unproven, .. } = &mut stream.origin {
             *unproven = false;
@@ -116,9 +119,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             }
             Disposition::Payload(Payload::Hold { seq, len }) => {
                 self.counters.add(Metric::SegmentsHeld, 1);
-                let bytes = self.copy_of(arrived.frame, arrived.payload_start, len as usize);
+                let from = arrived.payload_start + seq.since(arrived.tcp.segment.seq) as usize;
+                let bytes = self.copy_of(arrived.frame, from, len as usize);
                 if let Some(stream) = self.streams.get_mut(slot) {
-                    stream.buffer.get_or_insert_default().hold(seq, bytes);
+                    stream.buffer.get_or_insert_with(|| self.buffers.open()).hold(seq, &bytes);
                 }
                 Ok(())
             }
@@ -139,7 +143,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if held > 0 {
             let seq = arrived.tcp.segment.seq + skip + len;
             let Some(stream) = self.streams.get_mut(slot) else { return };
-            let released = stream.buffer.get_or_insert_default().release(seq, held);
+            let released = stream.buffer.get_or_insert_with(|| self.buffers.open()).release(seq, held);
             debug_assert!(released, "the relay counts held bytes that are there");
         }
     }

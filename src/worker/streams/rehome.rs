@@ -33,15 +33,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if let Some(host) = &stream.host {
             self.sockets.shut_down(&host.socket);
         }
-        let host = HostSide {
-            socket,
-            kind: HostKind::Tcp,
-            peer,
-            keeps_offset: false,
-            position: 0,
-            peeks: 0,
-            closed: false,
-        };
+        let host = HostSide::new(socket, HostKind::Tcp, peer);
         stream.next_host = Some(Box::new(NextHost { host, old_ended: false }));
         self.touch(slot);
     }

@@ -106,9 +106,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Adds to the batch what the touched streams want.
     pub(in crate::worker) fn submit_streams(&mut self) {
-        for slot in std::mem::take(&mut self.again) {
-            self.touch(slot);
+        for index in 0..self.again.len() {
+            self.touch(self.again[index]);
         }
+        self.again.clear();
         for index in 0..self.touched.len() {
             self.submit_stream(index);
         }
@@ -173,6 +174,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             touched.discard = Some((operation, len));
         }
 
+        if host.urgent && touched.discard.is_some() {
+            // How far a discard goes is known only behind it: the peek comes with the next pass.
+            return;
+        }
         let Some(wanted) = relay.wanted(&configs[usize::from(v4)]) else { return };
         let capacity = payload_capacity(link, relay.segment_bytes(), v4);
         let first_space = spaces.len();
@@ -215,7 +220,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             }
         }
         for touched in &touched {
-            self.conclude_send(touched);
+            self.conclude_send(touched, now);
             self.conclude_discard(touched);
             self.conclude_peek(touched, now);
             self.finish_settling(touched.slot, now);
@@ -226,7 +231,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
-    fn conclude_send(&mut self, touched: &Touched) {
+    fn conclude_send(&mut self, touched: &Touched, now: Now) {
         let Some(send) = touched.send else {
             if touched.parts.is_some() {
                 self.buffer_rest(touched, 0);
@@ -240,9 +245,16 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             Ok(sent) => sent as u32,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
             Err(_) => {
-                // The peer has reset the connection or is gone: nothing that was taken can be delivered.
-                stream.relay.host_failed();
-                stream.buffer = None;
+                // The peer has reset the connection or is gone: nothing that was taken can be delivered. What it said
+                // before can.
+                stream.relay.taken(stream.relay.receive().buffered());
+                if let Some(buffer) = &mut stream.buffer {
+                    buffer.waiting.consume(usize::MAX);
+                }
+                if let Some(host) = &mut stream.host {
+                    host.failed = true;
+                }
+                stream.relay.readable(now);
                 return;
             }
         };
@@ -262,7 +274,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// The socket took `sent` bytes of the noted payload: the rest waits.
     fn buffer_rest(&mut self, touched: &Touched, sent: u32) {
         let Some(stream) = self.streams.get_mut(touched.slot) else { return };
-        let buffer = stream.buffer.get_or_insert_default();
+        if stream.buffer.is_none() && !self.buffers.has_room() {
+            stream.relay.abandon();
+            self.counters.count_drop(DropReason::BufferBudget);
+            return;
+        }
+        let buffer = stream.buffer.get_or_insert_with(|| self.buffers.open());
         let mut skip = sent;
         let mut next = touched.parts.map(|(first, _)| first);
         while let Some(index) = next {
@@ -280,19 +297,25 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     fn conclude_discard(&mut self, touched: &Touched) {
         let Some((operation, len)) = touched.discard else { return };
-        let discarded = self.operations.result(operation).unwrap_or(0);
-        if discarded != len as usize
-            && let Some(stream) = self.streams.get_mut(touched.slot)
-        {
+        let discarded = self.operations.result(operation).unwrap_or(0) as u32;
+        if discarded == len {
+            return;
+        }
+        let Some(Stream { relay, host: Some(host), .. }) = self.streams.get_mut(touched.slot) else { return };
+        if host.urgent && discarded > 0 {
+            // It ended at the mark; the rest follows.
+            relay.return_discard(len - discarded);
+            host.position += len - discarded;
+        } else {
             // What was peeked is there until it is discarded, unless the connection was reset meanwhile.
-            stream.relay.host_failed();
+            relay.host_failed();
         }
     }
 
     fn conclude_peek(&mut self, touched: &Touched, now: Now) {
         let Some(peek) = touched.peek else {
             if touched.starved {
-                self.again.push(touched.slot);
+                self.starved.push(touched.slot);
             }
             return;
         };
@@ -304,6 +327,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         };
         let got = match result {
+            Ok(0) if host.failed => {
+                relay.drained();
+                0
+            }
             Ok(0) => {
                 // A peek behind bytes that are known to be there finds them, so this is the end of the stream.
                 match next_host {
@@ -331,7 +358,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let full = got == peek.asked;
         // One that gave nothing but what was peeked before (without a peek offset) found nothing new.
         let again = got == 0 && peek.skipped > 0;
-        if again || (got > 0 && !full && !host.closed) {
+        if again || (got > 0 && !full && !host.closed && !host.urgent) {
             relay.drained();
         }
         *burst = if full { (*burst * 2).min(BURST_MAX) } else { 1 };
@@ -344,6 +371,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let Self { streams, configs, sockets, .. } = self;
         let Some(stream) = streams.get_mut(slot) else { return };
         let config = configs[usize::from(stream.key.guest.address.is_v4())];
+        if let Some(host) = &stream.host
+            && host.failed
+            && stream.relay.wanted(&config).is_none()
+        {
+            // What came before the failure is with the guest, as far as it takes it.
+            stream.relay.host_failed();
+        }
         if stream.next_host.is_some() {
             stream.relay.offer(0, &config);
         } else if let Some(host) = &stream.host {
@@ -354,8 +388,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             if stream.relay.wants_shutdown(&config, now) {
                 sockets.shut_down(&host.socket);
             }
-            if stream.relay.take_keep_alive() {
-                sockets.keep_alive(&host.socket);
+            if let Some(after) = stream.relay.take_keep_alive() {
+                sockets.keep_alive(&host.socket, after);
             }
         }
         self.send_due_segments(slot, now);

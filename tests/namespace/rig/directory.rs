@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// An empty directory that everybody may enter.
+/// An empty directory in which everybody may write.
 pub struct Directory(PathBuf);
 
 impl Directory {
@@ -14,6 +14,7 @@ impl Directory {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("hythe-test-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         Self(path)
     }
 

@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,7 +17,7 @@ use super::mounts::Mounts;
 use super::netns::Netns;
 use super::process;
 use super::site::Family;
-use super::wait::{wait_for, wait_until};
+use super::wait::{PATIENCE, wait_for, wait_until, wait_within};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_hythe");
@@ -324,8 +325,11 @@ impl Hythe {
     /// Its counters, as SIGUSR1 has it print them.
     pub fn counters(&self) -> Counters {
         let before = self.log().len();
-        self.signal(Signal::SIGUSR1);
-        wait_for("a report", || parse_report(&self.log()[before..]))
+        // A worker that has not passed yet has nothing to report.
+        wait_for("a report", || {
+            self.signal(Signal::SIGUSR1);
+            wait_within(Duration::from_secs(2), || parse_report(&self.log()[before..]))
+        })
     }
 
     /// Ends the guest's command in order, and with it hythe.
@@ -340,17 +344,24 @@ impl Hythe {
         self.started.end()
     }
 
-    /// It really runs the engine that was asked for.
+    /// It really runs the engine that was asked for: each worker makes its own.
     pub fn assert_engine(&self) {
-        let descriptors = process::descriptors(self.pid());
-        let count = |name: &str| descriptors.iter().filter(|target| *target == name).count();
-        let (rings, epolls) = (count("anon_inode:[io_uring]"), count("anon_inode:[eventpoll]"));
         let workers = self.cell.workers as usize;
-        // The slow path has an epoll of its own.
-        match self.cell.engine {
-            Engine::IoUring => assert!(rings == workers, "{rings} rings, {workers} workers"),
-            Engine::Epoll => assert!(rings == 0 && epolls > workers, "{rings} rings, {epolls} epolls"),
-        }
+        let count = || {
+            let descriptors = process::descriptors(self.pid());
+            let of = |name: &str| descriptors.iter().filter(|target| *target == name).count();
+            (of("anon_inode:[io_uring]"), of("anon_inode:[eventpoll]"))
+        };
+        let right = wait_within(PATIENCE, || {
+            let (rings, epolls) = count();
+            // Other threads have an epoll of their own.
+            let right = match self.cell.engine {
+                Engine::IoUring => rings == workers,
+                Engine::Epoll => rings == 0 && epolls > workers,
+            };
+            right.then_some(())
+        });
+        assert!(right.is_some(), "{:?} rings and epolls with {:?}", count(), self.cell);
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::wait::PATIENCE;
+use super::wait::{PATIENCE, wait_within};
 
 /// A network namespace. Sockets belong to the namespace in which they were opened, whoever uses them later.
 #[derive(Clone)]
@@ -115,7 +115,7 @@ impl Netns {
     /// A listening TCP socket; port 0 chooses one.
     pub fn listen(&self, address: impl Into<IpAddr>, port: u16) -> TcpListener {
         let name = SocketAddr::new(address.into(), port);
-        let listener = self.run(|| {
+        self.open(name, || {
             let socket = Socket::new(Domain::for_address(name), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
             if name.is_ipv6() {
@@ -125,9 +125,8 @@ impl Netns {
             socket.listen(4096)?;
             // accept(2) takes this for its own.
             socket.set_read_timeout(Some(PATIENCE))?;
-            io::Result::Ok(socket.into())
-        });
-        listener.unwrap_or_else(|error| panic!("listen at {name}: {error}"))
+            Ok(socket.into())
+        })
     }
 
     /// A connection, whose reads and writes fail when nothing moves for long.
@@ -147,11 +146,26 @@ impl Netns {
     /// A UDP socket; port 0 chooses one.
     pub fn udp(&self, address: impl Into<IpAddr>, port: u16) -> UdpSocket {
         let name = SocketAddr::new(address.into(), port);
-        let socket = self
-            .run(|| UdpSocket::bind(name))
-            .unwrap_or_else(|error| panic!("UDP socket at {name}: {error}"));
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket
+        self.open(name, || {
+            let socket = Socket::new(Domain::for_address(name), Type::DGRAM, Some(Protocol::UDP))?;
+            if name.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&name.into())?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(socket.into())
+        })
+    }
+
+    /// Opens a socket that is to have a name.
+    fn open<T: Send>(&self, name: SocketAddr, socket: impl Fn() -> io::Result<T> + Sync) -> T {
+        let opened = wait_within(PATIENCE, || match self.run(&socket) {
+            // A process that is being started has copies of all sockets, also of closed ones, until it executes.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            other => Some(other),
+        });
+        let opened = opened.unwrap_or_else(|| Err(io::ErrorKind::AddrInUse.into()));
+        opened.unwrap_or_else(|error| panic!("socket at {name}: {error}"))
     }
 
     /// How many processes live in it.
