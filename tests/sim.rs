@@ -99,10 +99,12 @@ fn a_seed_does_the_same_twice() {
 /// One connection of the guest's, on a link and a wire that do nothing of their own.
 fn quiet_plan(guest: Script, peer: Script) -> Plan {
     let mut plan = Plan::of_seed(0);
-    let mut model = (0..).map(Plan::of_seed).find(|plan| {
+    let connects = |plan: &Plan| {
         matches!(plan.connections[0].opening, Opening::Outbound { outcome: ConnectOutcome::Connects, .. })
-    });
-    let mut connection = model.take().unwrap().connections.swap_remove(0);
+    };
+    let model = (0..1_000).map(Plan::of_seed).find(connects);
+    let mut connection = model
+        .map_or_else(|| panic!("no seed begins with a connect"), |mut plan| plan.connections.swap_remove(0));
     connection.start_ns = 0;
     connection.guest_vanishes = None;
     connection.tcp.keep_alive_ns = None;

@@ -9,6 +9,7 @@ use crate::rig::cell::on_every_cell;
 use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
 use crate::rig::site::{FAMILIES, Family, Site};
+use crate::rig::socket;
 use crate::rig::wait::wait_until;
 
 /// A connection through a published port, both ends of it.
@@ -40,10 +41,11 @@ fn refused(client: &Netns, to: impl Into<SocketAddr>) {
 fn expect_datagram_echo(client: &UdpSocket, to: SocketAddr, server: &UdpSocket) -> SocketAddr {
     let (message, mut bytes) = (to.to_string(), [0; 100]);
     client.send_to(message.as_bytes(), to).unwrap();
-    let (len, peer) = server.recv_from(&mut bytes).unwrap_or_else(|error| panic!("{to}: {error}"));
+    let (len, peer) = socket::receive(server, &mut bytes).unwrap_or_else(|error| panic!("{to}: {error}"));
     assert_eq!(&bytes[..len], message.as_bytes());
     server.send_to(&bytes[..len], peer).unwrap();
-    let (len, from) = client.recv_from(&mut bytes).unwrap_or_else(|error| panic!("answer of {to}: {error}"));
+    let (len, from) =
+        socket::receive(client, &mut bytes).unwrap_or_else(|error| panic!("answer of {to}: {error}"));
     assert_eq!((&bytes[..len], from), (message.as_bytes(), to));
     peer
 }
@@ -100,7 +102,7 @@ on_every_cell! {
             expect_datagram_echo(&near, to, &server);
             client.connect((family.host(), 9100)).unwrap();
             client.send(b"anybody there").unwrap();
-            assert_eq!(client.recv(&mut [0; 20]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            assert_eq!(socket::receive(&client, &mut [0; 20]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
         }
         hythe.stop().assert_clean(0);
     }
@@ -327,7 +329,7 @@ fn forbidden(guest: &Netns, to: SocketAddr, listener: &TcpListener, server: &Udp
     let client = guest.udp(any, 0);
     guest.run(|| client.connect(to)).unwrap();
     client.send(b"anybody there").unwrap();
-    let error = client.recv(&mut [0; 20]).expect_err("a refusal");
+    let error = socket::receive(&client, &mut [0; 20]).expect_err("a refusal");
     assert!(kinds.contains(&error.kind()), "{to}: {error}");
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     listener.set_nonblocking(true).unwrap();

@@ -1,8 +1,10 @@
 //! Bad input: one line that says what was tried, why it failed and what to do; the right exit status; nothing left.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::rig::cell::ANY;
 use crate::rig::directory::Directory;
@@ -56,7 +58,8 @@ fn words_that_are_no_options_are_told_with_where_to_find_those_that_are() {
     with_options(&site, "--publsh 80:80", &["--publsh", "--publish"]);
     with_options(&site, "--mtu many", &["--mtu", "many"]);
     with_options(&site, "--mtu 70000", &["--mtu", "70000"]);
-    with_options(&site, "--engine warp", &["--engine", "warp", "io-uring", "epoll"]);
+    let parts = ["--udp-filtering", "warp", "address-dependent", "endpoint-independent"];
+    with_options(&site, "--udp-filtering warp", &parts);
     with_options(&site, "--subnet 10.0.0.0/33", &["--subnet", "10.0.0.0/33"]);
     with_options(&site, "--mac 1:2:3", &["--mac", "1:2:3"]);
     with_options(&site, "--dns nobody", &["--dns", "nobody"]);
@@ -139,18 +142,24 @@ fn a_host_without_tun_is_told_how_to_get_it() {
 #[test]
 fn a_user_who_may_not_make_namespaces_is_told_what_would_allow_it() {
     let site = Site::new();
-    let script = format!(
-        "echo 0 > /proc/sys/user/max_user_namespaces
-         exec setpriv --reuid=65534 --regid=65534 --clear-groups {PROGRAM} run -- true"
-    );
-    // In a user namespace of its own, the limit is nobody else's.
-    let words = ["--user", "--map-users=0:0:65536", "--map-groups=0:0:65536", "--mount", "sh", "-c"];
-    let output = site.host.run(|| {
-        let mounts = Mounts::unshare();
-        let program = mounts.offer_program(std::path::Path::new(PROGRAM));
-        let script = script.replace(PROGRAM, &program.to_string_lossy());
-        Command::new("unshare").args(words).arg(script).current_dir("/").output().unwrap()
+    // In a user namespace of its own, so that the limit is nobody else's.
+    let script = "echo $$; read go
+                  echo 0 > /proc/sys/user/max_user_namespaces
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" run -- true";
+    let mut child = site.host.run(|| {
+        let program = Mounts::unshare().offer_program(Path::new(PROGRAM));
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--mount", "sh", "-c", script]).arg(program).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     });
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut pid = String::new();
+    stdout.read_line(&mut pid).unwrap();
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{map}", pid.trim()), "0 0 65536").unwrap();
+    }
+    stdin.write_all(b"go\n").unwrap();
+    let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(FAILED), "{said}");
     let lines: Vec<&str> = said.lines().collect();

@@ -295,6 +295,11 @@ impl TcpRelay {
         }
         if reset {
             // RFC 5961, 3.2: exactly at RCV.NXT it is a reset, elsewhere in the window a question.
+            if self.receive.finished() && self.send.fin_acknowledged() {
+                // The guest has closed and forgotten the connection (LAST-ACK to CLOSED): what it sent before, and was
+                // told is kept, may still be on its way into the socket.
+                return NOTHING;
+            }
             if segment.seq == self.receive.next() {
                 self.state = State::Closed(Over::GuestReset);
             } else {

@@ -1,15 +1,27 @@
-//! Socket options that no crate names.
+//! What sockets need besides what the standard library has.
 #![allow(unsafe_code)]
 
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use super::site::Family;
+
+/// The next datagram. A machine that was stopped and goes on interrupts calls that have a time limit (signal(7)).
+pub fn receive(socket: &UdpSocket, bytes: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
 
 fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
     let len = size_of::<i32>() as u32;
     // SAFETY: `value` is valid for `len` bytes.
     let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
 }
 
 fn discover_mtu(socket: &impl AsRawFd, family: Family, how: i32) {
@@ -39,6 +51,6 @@ pub fn path_mtu(socket: &impl AsRawFd, family: Family) -> i32 {
     // SAFETY: `mtu` is valid for `len` bytes.
     let got =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut len) };
-    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(got, 0, "{}", io::Error::last_os_error());
     mtu
 }
