@@ -1,9 +1,10 @@
 //! The kernel's routes, addresses and links, asked and set by rtnetlink in the calling thread's network namespace.
 //!
-//! Blocking, for setting up. Changes that come later are not followed.
+//! Blocking, for setting up; [`AddressWatch`] follows the addresses afterwards.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsRawFd, RawFd};
 
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_core::{
@@ -258,8 +259,7 @@ impl HostNetwork {
             routes.iter().map(|route| route.destination).partition(is_wide);
         let has_default =
             [true, false].map(|v4| wide.iter().any(|net| net.addr().is_ipv4() == v4 && leads_out(net)));
-        let mut own: Vec<Address> = addresses.iter().map(|net| net.addr().into()).collect();
-        own.sort_unstable();
+        let own = sorted(&addresses);
         let global = |net: &IpNet| match net {
             IpNet::V6(net) if GLOBAL.contains(&net.addr()) && net.prefix_len() <= 64 => {
                 Ipv6Net::new(net.addr(), 64).ok().map(|net| net.trunc())
@@ -274,6 +274,53 @@ impl HostNetwork {
     pub fn overlap(&self, subnet: IpNet) -> Option<IpNet> {
         let overlaps = |net: &&IpNet| net.contains(&subnet.network()) || subnet.contains(&net.network());
         self.networks.iter().find(overlaps).copied()
+    }
+}
+
+fn sorted(addresses: &[IpNet]) -> Vec<Address> {
+    let mut own: Vec<Address> = addresses.iter().map(|net| net.addr().into()).collect();
+    own.sort_unstable();
+    own.dedup();
+    own
+}
+
+/// The host's own addresses, and word of their changes.
+pub struct AddressWatch {
+    changes: Socket,
+    netlink: Netlink,
+}
+
+impl AddressWatch {
+    /// Begins to listen.
+    pub fn open() -> io::Result<Self> {
+        // RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR (rtnetlink(7)).
+        const GROUPS: u32 = 0x10 | 0x100;
+        let mut changes = Socket::new(NETLINK_ROUTE)?;
+        changes.bind(&SocketAddr::new(0, GROUPS))?;
+        changes.set_non_blocking(true)?;
+        Ok(Self { changes, netlink: Netlink::open()? })
+    }
+
+    /// The addresses as they are now, sorted. Word that has come so far is taken; what comes later is about later.
+    pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
+        let mut room = Vec::with_capacity(1 << 16);
+        loop {
+            room.clear();
+            match self.changes.recv(&mut room, 0) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Word was lost (ENOBUFS), but that there was some is all that counts.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.netlink.addresses().map(|addresses| sorted(&addresses))
+    }
+}
+
+impl AsRawFd for AddressWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.changes.as_raw_fd()
     }
 }
 

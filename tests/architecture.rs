@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("netlink", &["frame"]),
     ("config", &["frame", "host", "netlink", "policy"]),
     ("namespace", &["config", "frame", "host", "link", "netlink"]),
-    ("slow", &["exchange", "frame", "host", "namespace", "observe", "policy", "relay", "time"]),
+    ("slow", &["exchange", "frame", "host", "namespace", "netlink", "observe", "policy", "relay", "time"]),
     ("sandbox", &["exchange", "host", "observe", "slow"]),
     (
         "node",
@@ -34,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "host",
             "link",
             "namespace",
+            "netlink",
             "observe",
             "policy",
             "sandbox",

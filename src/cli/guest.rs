@@ -23,7 +23,6 @@ use crate::slow::dns::ResolvConf;
 pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
     let config = Config::new(options, &host)?;
-    config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let search = ResolvConf::read(Path::new(RESOLV_CONF)).search;
     let runs_command = matches!(target, Target::Run { .. });
     // Blocked before the helper is forked, so that none is lost; the command gets the mask of before.
@@ -33,13 +32,14 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     // up after everything else that may fail.
     let plan = Plan::new(&config, target, &search, signals.mask_before());
     let mut namespace = Namespace::start(&plan)?;
-    let mut provisions = Provisions::gather(&config)?;
-    provisions.notes.drain(..).for_each(|note| tracing::warn!("{note}"));
+    let provisions = Provisions::gather(&config)?;
     let tap = match set_up(&mut namespace, &signals)? {
         ControlFlow::Continue(tap) => tap,
         ControlFlow::Break(signal) => return Ok(128 + signal as u8),
     };
-    namespace.notes.drain(..).for_each(|note| tracing::warn!("{note}"));
+    // Not before everything stands: what fails is told in one line.
+    let notes = config.notes.iter().chain(&provisions.notes).chain(&namespace.notes);
+    notes.for_each(|note| tracing::warn!("{note}"));
     tracing::info!(
         engine = ?provisions.engine(),
         workers = config.workers,

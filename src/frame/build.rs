@@ -6,8 +6,8 @@
 
 use super::address::Mac;
 use super::checksum::{self, Sum};
-use super::tcp::{self, SegmentHead};
 use super::protocol::{self, IPV6_FRAGMENT, TCP, UDP};
+use super::tcp::{self, SegmentHead};
 use super::view::{ETHERNET_LEN, Fragment, IpHead};
 
 /// Where a frame goes: both MACs and the IP header.

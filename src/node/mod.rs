@@ -211,7 +211,7 @@ impl Node {
         let slow = std::thread::Builder::new()
             .name("slow".into())
             .spawn(move || {
-                slow::run(slow_parts, || limit(sandboxed, sandbox::Thread::Slow));
+                slow::run(slow_parts, provisions.address_watch, || limit(sandboxed, sandbox::Thread::Slow));
                 slow_ended.signal();
             })
             .map_err(system("cannot start a thread"))?;

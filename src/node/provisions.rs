@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::exchange::mail::Publication;
 use crate::host::engine::EngineKind;
 use crate::host::{datagram, listen};
+use crate::netlink::AddressWatch;
 use crate::policy::publish::{PublishedPort, PublishedProtocol};
 
 use super::{NodeError, system};
@@ -30,6 +31,7 @@ pub struct Provisions {
     raw: [Vec<OwnedFd>; 2],
     pub(super) capture: Option<File>,
     descriptors: u64,
+    pub(super) address_watch: AddressWatch,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -50,11 +52,12 @@ impl Provisions {
                 Some(open_capture(path).map_err(|error| NodeError::Capture { path: path.clone(), error })?)
             }
         };
+        let address_watch = AddressWatch::open().map_err(system("cannot follow the host's addresses"))?;
         let raw = [false, true].map(|v4| match config.addresses.family(v4) {
             Some(_) => raw_sockets(v4, config.workers, &mut notes),
             None => Vec::new(),
         });
-        Ok(Self { engine, listeners, raw, capture, descriptors, notes })
+        Ok(Self { engine, listeners, raw, capture, descriptors, address_watch, notes })
     }
 
     /// The engine that will run.

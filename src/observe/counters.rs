@@ -57,6 +57,36 @@ metrics! {
     IcmpErrors => "icmp_errors",
     /// Frames handed to another worker because the flow is there.
     FramesHandedOver => "frames_handed_over",
+    /// Messages of DNS from the guest.
+    DnsQueries => "dns_queries",
+    /// Messages of DNS without an answer: too short, or no query.
+    DnsGarbage => "dns_garbage",
+    /// Queries answered with a code alone: malformed, another opcode, a transfer.
+    DnsUnfit => "dns_unfit",
+    /// Queries for names of the link.
+    DnsOwnNames => "dns_own_names",
+    /// Queries handed to the host's resolvers.
+    DnsForwarded => "dns_forwarded",
+    /// Queries that were still under way when they came again.
+    DnsRetransmissions => "dns_retransmissions",
+    /// Queries refused because too many were under way.
+    DnsOverBudget => "dns_over_budget",
+    /// Forwarded queries that nobody answered.
+    DnsUnanswered => "dns_unanswered",
+    /// Times that a resolver let its time pass.
+    DnsServerTimeouts => "dns_server_timeouts",
+    /// Times that a resolver could not be reached, or refused the port.
+    DnsServerUnreachable => "dns_server_unreachable",
+    /// Answers of a resolver that count only when no other does better: SERVFAIL, NOTIMP, REFUSED.
+    DnsServerFailures => "dns_server_failures",
+    /// Replies from a resolver's address that do not answer what was asked.
+    DnsMismatched => "dns_mismatched",
+    /// Streams of DNS served.
+    DnsStreams => "dns_streams",
+    /// Streams of DNS closed at once because there were too many.
+    DnsStreamsRefused => "dns_streams_refused",
+    /// Streams of DNS closed because nothing moved on them.
+    DnsStreamsIdle => "dns_streams_idle",
     /// Passes of the worker's loop.
     Passes => "passes",
     /// Times the worker went to sleep.

@@ -130,13 +130,14 @@ impl Peers {
         if self.all[connection].over {
             return None;
         }
-        self.arrive_at_new_home(connection);
         let id = self.all[connection].stream?;
         if self.kernel.borrow().streams[id].reset_by_host {
             self.finish(connection, Ending::Reset);
             return None;
         }
         self.read_and_write(connection, id);
+        self.arrive_at_new_home(connection);
+        let id = self.all[connection].stream?;
         let mut kernel = self.kernel.borrow_mut();
         let peer = &mut self.all[connection];
         let moving = is_moving(peer);

@@ -9,6 +9,7 @@
 //! * [`echo`]: the gateway answers ping
 //! * [`fragments`]: packets of the guest that came in pieces
 //! * [`publish`]: published ports that show what the guest shows
+//! * [`own_addresses`]: the host's addresses come and go
 
 mod broker;
 pub mod dhcp;
@@ -17,6 +18,7 @@ pub mod dns;
 pub mod echo;
 pub mod fragments;
 pub mod neighbours;
+mod own_addresses;
 pub mod publish;
 mod readable;
 
@@ -39,6 +41,7 @@ use crate::frame::protocol::UDP;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
 use crate::namespace::channel::Channel;
+use crate::netlink::AddressWatch;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
 use crate::time::Now;
@@ -100,17 +103,17 @@ pub struct Parts {
 }
 
 /// Runs until it is told to stop; `limit` takes rights from the thread once its runtime is made.
-pub fn run(parts: Parts, limit: impl FnOnce() -> io::Result<()>) {
+pub fn run(parts: Parts, address_watch: AddressWatch, limit: impl FnOnce() -> io::Result<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let served = runtime
         .and_then(|runtime| limit().map(|()| runtime))
-        .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts)));
+        .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts, address_watch)));
     if let Err(error) = served {
         tracing::error!(%error, "the slow path has ended");
     }
 }
 
-async fn serve(parts: Parts) -> io::Result<()> {
+async fn serve(parts: Parts, address_watch: AddressWatch) -> io::Result<()> {
     let mail = parts.mail.clone();
     let waker = parts.waker.clone();
     let wake = Readable::new(waker.clone())?;
@@ -120,9 +123,17 @@ async fn serve(parts: Parts) -> io::Result<()> {
         let dns = slow.dns.clone();
         async move { dns.follow_resolv_conf().await }
     });
+    spawn_local({
+        let (addresses, workers) = (slow.to_guest.addresses.clone(), slow.to_guest.workers.clone());
+        async move {
+            let error = own_addresses::follow(address_watch, addresses, workers).await;
+            tracing::warn!(%error, "changes of the host's addresses will not be seen");
+        }
+    });
     if let Some(broker) = slow.broker.clone() {
         spawn_local(async move { broker.serve().await });
     }
+    let mut resolvers = slow.dns.resolv_conf();
     let mut advertise = tokio::time::interval(Duration::from_secs(neighbours::ADVERTISEMENT_INTERVAL_S));
     loop {
         waker.announce_sleep();
@@ -132,6 +143,7 @@ async fn serve(parts: Parts) -> io::Result<()> {
                 result = stop.signalled() => return result,
                 result = wake.signalled() => result?,
                 _ = advertise.tick() => slow.advertise(),
+                Ok(()) = resolvers.changed() => slow.search_in(&resolvers.borrow_and_update().search),
                 () = tokio::time::sleep(deadline.unwrap_or(Duration::MAX)) => slow.expire_fragments(),
             }
         }
@@ -209,7 +221,8 @@ impl Slow {
             hostname: parts.hostname.clone(),
             ..dns::Settings::default()
         };
-        let dns = dns::Dns::new(settings, &parts.addresses).map_err(io::Error::other)?;
+        let dns =
+            dns::Dns::new(settings, &parts.addresses, parts.counters.clone()).map_err(io::Error::other)?;
         let search = neighbours::search_names(&parts.search);
         let broker =
             parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
@@ -344,6 +357,18 @@ impl Slow {
         {
             self.to_guest.counters.count_drop(DropReason::WorkerFull);
         }
+    }
+
+    /// The host's search domains are others now: the guest hears it from the router at once, by DHCP when it asks.
+    fn search_in(&mut self, domains: &[String]) {
+        let search = neighbours::search_names(domains);
+        if search == self.router.search {
+            return;
+        }
+        self.router.search.clone_from(&search);
+        self.dhcp.search.clone_from(&search);
+        self.dhcpv6.search = search;
+        self.advertise();
     }
 
     fn advertise(&self) {

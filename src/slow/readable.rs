@@ -8,7 +8,9 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
 use crate::exchange::Waker;
+use crate::frame::address::Address;
 use crate::namespace::channel::Channel;
+use crate::netlink::AddressWatch;
 
 /// Something whose descriptor is waited for; it owns the descriptor, so that it stays open and the same.
 trait Owner {
@@ -24,6 +26,12 @@ impl Owner for Arc<Waker> {
 impl Owner for Channel {
     fn fd(&self) -> RawFd {
         std::os::fd::AsFd::as_fd(self).as_raw_fd()
+    }
+}
+
+impl Owner for AddressWatch {
+    fn fd(&self) -> RawFd {
+        self.as_raw_fd()
     }
 }
 
@@ -80,5 +88,26 @@ impl ReadableChannel {
                 return result;
             }
         }
+    }
+}
+
+/// A watch of the host's addresses, to be waited for.
+pub struct ReadableWatch(AsyncFd<Kept<AddressWatch>>);
+
+impl ReadableWatch {
+    /// Registers the watch with the current runtime.
+    pub fn new(watch: AddressWatch) -> io::Result<Self> {
+        register(watch).map(Self)
+    }
+
+    /// The addresses as they are now.
+    pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
+        self.0.get_mut().0.addresses()
+    }
+
+    /// Waits for a change since [`Self::addresses`].
+    pub async fn changed(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
     }
 }

@@ -127,7 +127,12 @@ fn a_datagram_that_may_not_be_cut_is_refused_with_the_paths_mtu() {
             forbid_fragments(&from, address.is_ipv4(), true);
             let name = to.local_addr().unwrap();
             assert_eq!(number(from.send_to(&[7; 1400], name)), libc::EMSGSIZE);
-            let reported = await_error(&from).error;
+            let queued = await_error(&from);
+            // Of IPv4 neither the port nor the payload is told, so the sender must know what it sent.
+            let port = if address.is_ipv4() { 0 } else { name.port() };
+            assert_eq!(queued.destination.map(|name| name.port()), Some(port));
+            assert_eq!(queued.payload, b"");
+            let reported = queued.error;
             assert_eq!(reported.ee_origin, libc::SO_EE_ORIGIN_LOCAL);
             assert_eq!((reported.ee_errno, reported.ee_info), (libc::EMSGSIZE as u32, 1300));
             // Of a run nothing is reported, so it is sent again one by one.
@@ -225,6 +230,39 @@ fn a_raw_socket_gets_the_replies_that_its_filter_admits_and_no_others() {
                 assert_eq!(number(receive(socket, 100, 0)), libc::EAGAIN);
             }
             assert_eq!(number(receive(&sockets[2], 100, 0)), libc::EAGAIN, "it admits nothing");
+        }
+    });
+}
+
+#[test]
+fn every_raw_socket_hears_of_errors_about_anybodys_echo_until_it_does_not_want_to() {
+    in_new_namespace(|| {
+        let rules = "table inet refusing {
+            chain input {
+                type filter hook input priority 0
+                icmp type echo-request reject with icmp type host-unreachable
+                icmpv6 type echo-request reject with icmpv6 type addr-unreachable
+            }
+        }";
+        assert!(std::process::Command::new("nft").arg(rules).status().unwrap().success());
+        for address in LOOPBACKS {
+            let v4 = address.is_ipv4();
+            let [hearing, sending] = [(); 2].map(|()| datagram::open_raw(v4).unwrap());
+            let send = || {
+                let socket = socket2::SockRef::from(&sending);
+                socket.send_to(&request(v4, 0x2222, b"ping"), &nowhere(address)).unwrap();
+            };
+            datagram::admit_replies(hearing.as_raw_fd(), v4, Some(0x1111)).unwrap();
+            send();
+            let queued = await_error(&hearing);
+            let told = if v4 { (3, 1) } else { (1, 3) };
+            assert_eq!((queued.error.ee_type, queued.error.ee_code), told);
+            // Whose it was is in the message that comes back.
+            assert_eq!(queued.payload[4..6], [0x22, 0x22]);
+            send();
+            await_events(&hearing, libc::POLLERR);
+            datagram::admit_replies(hearing.as_raw_fd(), v4, None).unwrap();
+            assert!(next_error(&hearing).is_none(), "what was queued is forgotten");
         }
     });
 }

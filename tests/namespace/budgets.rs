@@ -11,11 +11,18 @@ use crate::rig::cell::{Cell, Engine, on_every_cell};
 use crate::rig::process;
 use crate::rig::quiet;
 use crate::rig::site::{FAMILIES, Family};
-use crate::rig::wait::{pause, wait_until};
+use crate::rig::wait::{pause, wait_for, wait_until};
 use crate::streams::{Opened, Pair};
 
-/// Descriptors that threads of hythe's may open while a test begins already.
-const STARTING: usize = 8;
+/// How many descriptors hythe has once it rests: its threads are still opening theirs when the guest begins.
+fn descriptors_at_rest(pid: i32) -> usize {
+    let count = || process::descriptors(pid).len();
+    wait_for("hythe to rest", || {
+        let before = count();
+        pause(Duration::from_secs(1));
+        (count() == before).then_some(before)
+    })
+}
 
 /// An address on the host's wire that is never answered: its neighbour is nobody's MAC.
 fn black_hole(pair: &Pair, family: Family) -> SocketAddr {
@@ -50,7 +57,7 @@ on_every_cell! {
         };
         exchange();
         let pid = pair.hythe.pid();
-        let (memory_kib, descriptors) = (process::resident_kib(pid), process::descriptors(pid).len());
+        let (memory_kib, descriptors) = (process::resident_kib(pid), descriptors_at_rest(pid));
 
         let holes = FAMILIES.map(|family| black_hole(&pair, family));
         let connects: Vec<Socket> = (0..CONNECTS).map(|number| begin(&pair, holes[number % 2])).collect();
@@ -68,7 +75,7 @@ on_every_cell! {
         assert_eq!(pair.hythe.counters().get("dropped_connect_budget") > 0, refused > 0, "{refused} refused");
         drop(connects);
 
-        wait_until("the host to give up", || process::descriptors(pid).len() <= descriptors + STARTING);
+        wait_until("the host to give up", || process::descriptors(pid).len() <= descriptors);
         let grown_kib = process::resident_kib(pid).saturating_sub(memory_kib);
         assert!(grown_kib < 12 << 10, "{grown_kib} KiB are not given back");
         pair.finish(&["connect_budget", "host_refused", "no_flow", "reset", "out_of_window"]);
@@ -121,7 +128,7 @@ on_every_cell! {
         let _busy = quiet::busy();
         let pair = Pair::new(cell);
         let (listener, name) = pair.listen(Opened::ByGuest, Family::V6);
-        let before = process::descriptors(pair.hythe.pid()).len();
+        let before = descriptors_at_rest(pair.hythe.pid());
         for _ in 0..10 {
             let streams: Vec<_> = (0..50)
                 .map(|_| {
@@ -132,7 +139,7 @@ on_every_cell! {
             assert!(process::descriptors(pair.hythe.pid()).len() >= before + 50);
             drop(streams);
         }
-        wait_until("all descriptors to be closed", || process::descriptors(pair.hythe.pid()).len() <= before + STARTING);
+        wait_until("all descriptors to be closed", || process::descriptors(pair.hythe.pid()).len() <= before);
         pair.finish(&["out_of_window"]);
     }
 }

@@ -376,7 +376,8 @@ fn at_a_terminal(site: &Site, session: &str) -> String {
     const SCRIPT: &str = "trap \"echo INT\" INT; trap \"echo QUIT; exit 5\" QUIT; echo ready; \
          while :; do sleep 1000 & wait $!; done";
     let line = format!("{PROGRAM} run -- {session} sh -c '{SCRIPT}'");
-    let mut terminal = by(site, &["script", "-qec", &line, "/dev/null"], |command| {
+    let words = ["timeout", "60", "script", "-qec", &line, "/dev/null"];
+    let mut terminal = by(site, &words, |command| {
         command.stdin(Stdio::piped());
     });
     let (mut keys, mut screen) = (terminal.stdin.take().unwrap(), terminal.stdout.take().unwrap());

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use crate::rig::bytes::{accept, transfer};
-use crate::rig::cell::on_every_cell;
+use crate::rig::cell::{ANY, on_every_cell};
 use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
 use crate::rig::site::{FAMILIES, Family, Site};
@@ -188,6 +188,8 @@ on_every_cell! {
                     let error = hythe.guest.connect((to, 80)).unwrap_err();
                     assert_eq!(error.kind(), kind, "{to}: {error}");
                     let socket = connected(&hythe.guest, family, to, 80);
+                    // A host that is out of reach may be back soon: of this a kernel tells only those who ask.
+                    socket::report_errors(&socket, family);
                     socket.send(b"anybody there").unwrap();
                     assert_eq!(socket::receive(&socket, &mut [0; 20]).unwrap_err().kind(), kind);
                 }
@@ -305,6 +307,37 @@ on_every_cell! {
         }
         hythe.stop().assert_clean(0);
     }
+}
+
+#[test]
+fn a_plain_users_guest_hears_as_much_where_ping_sockets_are_allowed() {
+    let site = site(Echo::PingSockets);
+    let hythe = Hythe::of(&site.host, ANY.as_nobody()).run();
+    for family in FAMILIES {
+        for method in ["-U", "-I"] {
+            let lines = traceroute(&hythe.guest, family, method, family.far());
+            let seen: Vec<&str> = lines.iter().map(|words| words[1].as_str()).collect();
+            assert_eq!(seen, hops(family).map(|hop| hop.to_string()), "{family:?} {method}");
+        }
+    }
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn where_nobody_may_ping_the_user_is_told_why() {
+    let site = site(Echo::RawSockets);
+    let hythe = Hythe::of(&site.host, ANY.as_nobody()).run();
+    for family in FAMILIES {
+        let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 1", family.far());
+        assert!(!answered, "{said}");
+        // What hythe answers itself takes no right.
+        let (said, answered) = ping(&hythe.guest, family, "-c 1 -W 10", family.gateway());
+        assert!(answered, "{said}");
+    }
+    let log = hythe.log();
+    assert!(log.contains("net.ipv4.ping_group_range") && log.contains("CAP_NET_RAW"), "{log}");
+    assert_eq!(hythe.counters().get("dropped_echo_unavailable"), 2);
+    hythe.stop().assert_clean(0);
 }
 
 on_every_cell! {

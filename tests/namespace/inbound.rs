@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::rig::bytes::{accept, echo, expect_echo, expect_end, transfer};
-use crate::rig::cell::on_every_cell;
+use crate::rig::cell::{ANY, on_every_cell};
 use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
 use crate::rig::site::{FAMILIES, Family, Site};
@@ -158,6 +158,25 @@ on_every_cell! {
         }
         hythe.stop().assert_clean(0);
     }
+}
+
+#[test]
+fn a_plain_user_may_publish_ports_above_1023() {
+    let site = Site::new();
+    let hythe = Hythe::of(&site.host, ANY.as_nobody()).options("-p 8000:80 -p 9000:90/udp").run();
+    for family in FAMILIES {
+        let listener = hythe.guest.listen(family.any(), 80);
+        let (one, other, peer) = call(&site.far, (family.host(), 8000), &listener);
+        assert_eq!(peer, one.local_addr().unwrap());
+        exchange(&one, &other);
+        let (one, other, peer) = call(&site.host, (family.loopback(), 8000), &listener);
+        assert_eq!(peer.ip(), family.guest());
+        exchange(&one, &other);
+        let server = hythe.guest.udp(family.any(), 90);
+        let client = site.far.udp(family.any(), 0);
+        expect_datagram_echo(&client, SocketAddr::new(family.host(), 9000), &server);
+    }
+    hythe.stop().assert_clean(0);
 }
 
 on_every_cell! {

@@ -1,7 +1,7 @@
 //! Bad input: one line that says what was tried, why it failed and what to do; the right exit status; nothing left.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -142,24 +142,32 @@ fn a_host_without_tun_is_told_how_to_get_it() {
 #[test]
 fn a_user_who_may_not_make_namespaces_is_told_what_would_allow_it() {
     let site = Site::new();
-    // In a user namespace of its own, so that the limit is nobody else's.
-    let script = "echo $$; read go
-                  echo 0 > /proc/sys/user/max_user_namespaces
-                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" run -- true";
-    let mut child = site.host.run(|| {
-        let program = Mounts::unshare().offer_program(Path::new(PROGRAM));
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--mount", "sh", "-c", script]).arg(program).current_dir("/");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    });
-    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-    let mut pid = String::new();
-    stdout.read_line(&mut pid).unwrap();
+    // In a user namespace of its own, so that the limit is nobody else's. It lasts as long as somebody is in it.
+    let mut keeper = Command::new("unshare")
+        .args(["--user", "sh", "-c", "echo; exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let pid = keeper.id().to_string();
     for map in ["uid_map", "gid_map"] {
-        fs::write(format!("/proc/{}/{map}", pid.trim()), "0 0 65536").unwrap();
+        fs::write(format!("/proc/{pid}/{map}"), "0 0 65536").unwrap();
     }
-    stdin.write_all(b"go\n").unwrap();
-    let output = child.wait_with_output().unwrap();
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$0\" run -- true";
+    let output = site.host.run(|| {
+        let mounts = Mounts::unshare();
+        mounts.offer_tun();
+        let program = mounts.offer_program(Path::new(PROGRAM));
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--user", "--setuid=0", "--setgid=0", "--target", &pid, "sh", "-c", script])
+            .arg(program);
+        command.current_dir("/").output().unwrap()
+    });
+    drop(keeper.stdin.take());
+    keeper.wait().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(FAILED), "{said}");
     let lines: Vec<&str> = said.lines().collect();

@@ -17,11 +17,11 @@ use hickory_proto::op::ResponseCode;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::counters::{Counters, count};
 use super::message::{self, Query};
 use super::race::Race;
 use super::upstream::Upstream;
 use super::{DnsError, Patience, Transport};
+use crate::observe::counters::{Counters, Metric};
 
 /// Asks resolvers and remembers how they behaved.
 pub(super) struct Forwarder {
@@ -68,7 +68,7 @@ impl Forwarder {
             let until = deadline.min(Instant::now() + self.patience.attempt);
             loop {
                 let Ok((from, result)) = timeout_at(until, attempts.next()).await else {
-                    count(&counters.server_timeouts);
+                    counters.add(Metric::DnsServerTimeouts, 1);
                     self.remember_silence(server);
                     again.push_back(server);
                     why = Unanswered::Silent;
@@ -80,11 +80,11 @@ impl Forwarder {
                         if !is_poor(&reply) {
                             return Ok(reply);
                         }
-                        count(&counters.server_failures);
+                        counters.add(Metric::DnsServerFailures, 1);
                         poor = Some(reply);
                     }
                     Err(error) => {
-                        count(&counters.server_unreachable);
+                        counters.add(Metric::DnsServerUnreachable, 1);
                         debug!(server = %from, %error, "a resolver of the host cannot be asked");
                     }
                 }

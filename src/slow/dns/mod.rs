@@ -19,7 +19,6 @@
 //! What must never happen: that a name of the link is asked of the host's resolvers; that hythe says "no such name"
 //! because nobody answered (it says SERVFAIL); that a stranger's datagram is taken for an answer.
 
-mod counters;
 #[cfg(test)]
 mod fake_server;
 mod flights;
@@ -32,11 +31,11 @@ mod resolv_watch;
 mod stream;
 mod upstream;
 
-use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -46,13 +45,12 @@ use tracing::{info, warn};
 
 use crate::frame::address::Endpoint;
 use crate::host::RESOLV_CONF;
+use crate::observe::counters::{Counters, Metric};
 use crate::policy::addresses::Addresses;
 
-pub use counters::Counters;
 pub use resolv_conf::{DNS_PORT, ResolvConf};
 pub use resolv_watch::watched_directories;
 
-use counters::count;
 use flights::{Admission, Flights};
 use forward::{Forwarder, Unanswered};
 use message::{ExtendedError, Query, Unfit};
@@ -183,25 +181,25 @@ pub struct Dns(Rc<Service>);
 
 struct Service {
     settings: Settings,
-    names: RefCell<LinkNames>,
+    names: LinkNames,
     resolvers: watch::Sender<ResolvConf>,
     forwarder: Forwarder,
     flights: Flights,
     streams: Flights,
-    counters: Counters,
+    counters: Arc<Counters>,
 }
 
 impl Dns {
     /// A service for the guest behind these addresses. Reads the file of resolvers once; [`Self::follow_resolv_conf`]
     /// keeps it current.
-    pub fn new(settings: Settings, addresses: &Addresses) -> Result<Self, DnsError> {
+    pub fn new(settings: Settings, addresses: &Addresses, counters: Arc<Counters>) -> Result<Self, DnsError> {
         let service = Service {
-            names: RefCell::new(LinkNames::new(addresses, settings.hostname.as_deref())),
+            names: LinkNames::new(addresses, settings.hostname.as_deref()),
             resolvers: watch::Sender::new(resolvers(&settings)),
             forwarder: Forwarder::new(settings.patience)?,
             flights: Flights::new(settings.limits.in_flight),
             streams: Flights::new(settings.limits.streams),
-            counters: Counters::default(),
+            counters,
             settings,
         };
         Ok(Self(Rc::new(service)))
@@ -213,26 +211,26 @@ impl Dns {
     /// An answer may have up to 65,535 bytes, over UDP too: it is as large as the guest allowed the resolver.
     pub async fn answer(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let counters = &self.0.counters;
-        count(&counters.queries);
+        counters.add(Metric::DnsQueries, 1);
         let query = match Query::parse(message) {
             Ok(query) => query,
             Err(Unfit::Silence) => {
-                count(&counters.garbage);
+                counters.add(Metric::DnsGarbage, 1);
                 return None;
             }
             Err(Unfit::Code(code)) => {
-                count(&counters.unfit);
+                counters.add(Metric::DnsUnfit, 1);
                 return message::bare(message, code);
             }
         };
         // A transfer is many messages for one question, and no resolver gives one.
         if query.is_transfer() {
-            count(&counters.unfit);
+            counters.add(Metric::DnsUnfit, 1);
             return query.fail(ResponseCode::Refused, None);
         }
-        let found = self.0.names.borrow().look_up(query.question());
+        let found = self.0.names.look_up(query.question());
         if let Some(found) = found {
-            count(&counters.own_names);
+            counters.add(Metric::DnsOwnNames, 1);
             return query.answer_with(found);
         }
         self.forward(&query, transport).await
@@ -243,20 +241,20 @@ impl Dns {
         let _ticket = match self.0.flights.admit(query.flight(transport)) {
             Admission::Go(ticket) => ticket,
             Admission::Duplicate => {
-                count(&counters.retransmissions);
+                counters.add(Metric::DnsRetransmissions, 1);
                 return None;
             }
             Admission::Full => {
-                count(&counters.over_budget);
+                counters.add(Metric::DnsOverBudget, 1);
                 return query.fail(ResponseCode::ServFail, Some(ExtendedError::BUSY));
             }
         };
-        count(&counters.forwarded);
+        counters.add(Metric::DnsForwarded, 1);
         let servers = self.0.resolvers.borrow().servers.clone();
         match self.0.forwarder.forward(query, &servers, transport, counters).await {
             Ok(reply) => Some(reply),
             Err(why) => {
-                count(&counters.unanswered);
+                counters.add(Metric::DnsUnanswered, 1);
                 let why = match why {
                     Unanswered::NoServers => ExtendedError::NO_SERVERS,
                     Unanswered::Unreachable => ExtendedError::UNREACHABLE,
@@ -270,10 +268,10 @@ impl Dns {
     /// Serves one end of a stream (RFC 7766) until the guest closes it or lets it lie.
     pub async fn serve_stream(&self, stream: UnixStream) {
         let Admission::Go(_ticket) = self.0.streams.admit(None) else {
-            count(&self.0.counters.streams_refused);
+            self.0.counters.add(Metric::DnsStreamsRefused, 1);
             return;
         };
-        count(&self.0.counters.streams);
+        self.0.counters.add(Metric::DnsStreams, 1);
         stream::serve(self, stream, self.0.settings.limits.per_stream).await;
     }
 
@@ -311,13 +309,9 @@ impl Dns {
         self.0.resolvers.subscribe()
     }
 
-    /// The link has other addresses now.
-    pub fn set_addresses(&self, addresses: &Addresses) {
-        *self.0.names.borrow_mut() = LinkNames::new(addresses, self.0.settings.hostname.as_deref());
-    }
-
     /// What has happened so far.
-    pub fn counters(&self) -> &Counters {
+    #[cfg(test)]
+    fn counters(&self) -> &Counters {
         &self.0.counters
     }
 }

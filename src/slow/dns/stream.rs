@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::counters::count;
 use super::race::Race;
 use super::{Dns, Transport};
+use crate::observe::counters::Metric;
 
 /// As many bytes are read at once.
 const READ_BYTES: usize = 4096;
@@ -106,7 +106,7 @@ pub(super) async fn serve(dns: &Dns, mut stream: UnixStream, limit: usize) {
                 Err(_) => return,
             },
             () = sleep_until(last_progress + idle) => {
-                count(&dns.0.counters.streams_idle);
+                dns.0.counters.add(Metric::DnsStreamsIdle, 1);
                 return;
             }
         }

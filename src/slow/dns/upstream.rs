@@ -15,9 +15,9 @@ use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::counters::{Counters, count};
 use super::message::{MESSAGE_MAX, Query};
 use super::{DnsError, Transport};
+use crate::observe::counters::{Counters, Metric};
 
 /// What exchanges share.
 pub(super) struct Upstream {
@@ -71,7 +71,7 @@ impl Upstream {
             if let Some(reply) = socket.async_io(Interest::READABLE | Interest::ERROR, receive).await? {
                 return Ok(reply);
             }
-            count(&counters.mismatched);
+            counters.add(Metric::DnsMismatched, 1);
         }
     }
 }
@@ -109,6 +109,6 @@ async fn ask_over_tcp(
         if query.is_answered_by(&reply, id) {
             return Ok(reply);
         }
-        count(&counters.mismatched);
+        counters.add(Metric::DnsMismatched, 1);
     }
 }

@@ -31,6 +31,14 @@ fn discover_mtu(socket: &impl AsRawFd, family: Family, how: i32) {
     }
 }
 
+/// The kernel tells of every error, those that may pass included.
+pub fn report_errors(socket: &impl AsRawFd, family: Family) {
+    match family {
+        Family::V4 => set(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1),
+        Family::V6 => set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
+    }
+}
+
 /// What it sends may not be cut on the way.
 pub fn forbid_fragments(socket: &impl AsRawFd, family: Family) {
     discover_mtu(socket, family, libc::IP_PMTUDISC_DO);

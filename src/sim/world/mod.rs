@@ -2,7 +2,10 @@
 //!
 //! Whatever happens stands in an agenda. A worker's pass takes no time itself but has the next one a while later; what a
 //! pass did comes to others after it. A worker that would sleep runs again when its engine has something to report, when
-//! its mailbox wakes it, or at its next deadline: a wake-up that is lost is seen as work that nobody does.
+//! its mailbox wakes it, or at its next deadline: a wake-up that is lost is seen as work that nobody does. When it is over,
+//! and whether it ended well, is told by [`verdict`].
+
+mod verdict;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,7 +25,7 @@ use super::kernel::Kernel;
 use super::link::Frame;
 use super::pattern::Pattern;
 use super::peers::Peers;
-use super::plan::{Answer, MS, Opening, Outcome as ConnectOutcome, Plan, S};
+use super::plan::{Answer, MS, Opening, Plan, S};
 use super::random::Random;
 use super::servers::{Return, Servers};
 use super::sockets::{Connections, ModelSocket};
@@ -30,6 +33,8 @@ use super::stage::{Stage, Tracing};
 use super::station::{Office, Station};
 use super::stream_socket::{Standing, StreamSocket};
 use super::wire::{self, Wire};
+
+pub use verdict::Outcome;
 
 /// Time on the way between the host and its peers, in nanoseconds.
 const PEER_LATENCY_NS: (u64, u64) = (5_000, 200_000);
@@ -69,31 +74,6 @@ enum Happening {
     Jump(u64),
 }
 
-/// What came of a seed.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The seed.
-    pub seed: u64,
-    /// What was not as it must be.
-    pub failure: Option<String>,
-    /// Two runs of a seed have the same.
-    pub fingerprint: u64,
-    /// The last lines of the trace, where they were kept.
-    pub trace: Vec<String>,
-    /// Virtual time that passed, in nanoseconds.
-    pub time_ns: u64,
-    /// Passes of all workers.
-    pub passes: u64,
-    /// Passes that came out of a sleep.
-    pub wakes: u64,
-    /// Payload bytes that reached the programs.
-    pub bytes: u64,
-    /// Bytes of streams that went to sockets straight from frames, and from hythe's own memory.
-    pub sent_bytes: (u64, u64),
-    /// Connections on whose host side hythe has asked for keep-alive probes.
-    pub keep_alives: usize,
-}
-
 /// Runs a plan, with a planted bug or without.
 pub fn run(plan: &Plan, fault: Option<Fault>, tracing: Tracing) -> Outcome {
     let _planted = Planting::of(fault);
@@ -109,18 +89,7 @@ pub fn run(plan: &Plan, fault: Option<Fault>, tracing: Tracing) -> Outcome {
     ran.unwrap_or_else(|panic| {
         let what = panic.downcast_ref::<String>().cloned();
         let what = what.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-        Outcome {
-            seed: plan.seed,
-            failure: Some(format!("panic: {}", what.unwrap_or_default())),
-            fingerprint: stage.fingerprint(),
-            trace: stage.last_lines(),
-            time_ns: stage.now().since(START),
-            passes: 0,
-            wakes: 0,
-            bytes: 0,
-            sent_bytes: (0, 0),
-            keep_alives: 0,
-        }
+        Outcome::of_panic(plan.seed, &what.unwrap_or_default(), &stage)
     })
 }
 
@@ -559,116 +528,6 @@ impl World {
             let least = self.plan.wire.late_ns.1 + 100 * MS;
             let at = self.after((least, least + 4 * S));
             self.agenda.add(at, Happening::Start(second));
-        }
-    }
-
-    // The end.
-
-    /// Whether every program has done what it was to do.
-    fn is_over(&self) -> bool {
-        let over = |number: usize| {
-            let inbound = matches!(self.plan.connections[number].opening, Opening::Inbound { .. });
-            let guest = self.guest.is_over(number) || (inbound && !self.guest.has_begun(number));
-            let peer = self.peers.is_over(number) || (!inbound && !self.peers.has_begun(number));
-            self.started[number] && guest && peer
-        };
-        self.again.is_none() && (0..self.started.len()).all(over) && self.guest.conversations.next().is_none()
-    }
-
-    /// Whether nothing is on its way and no worker holds on to anything.
-    fn is_at_rest(&self) -> bool {
-        let idle = |happening: &Happening| {
-            matches!(
-                happening,
-                Happening::Pass(_) | Happening::Stall(..) | Happening::Guest | Happening::Outcomes
-            )
-        };
-        self.stations.iter().all(Station::is_at_rest) && !self.agenda.any(|happening| !idle(happening))
-    }
-
-    fn conclude(&mut self) {
-        let lossless = self.is_lossless();
-        if !self.stage.has_failed() {
-            for number in 0..self.started.len() {
-                if !self.guest.has_begun(number) {
-                    let mut books = self.stage.books.borrow_mut();
-                    let progress = &mut books.progress[number];
-                    progress.guest_over.get_or_insert(Ending::Silence);
-                    // Every attempt may have been lost, or found no room.
-                    progress.disturbed |= !lossless;
-                }
-            }
-            let right = self.stage.books.borrow().conclude();
-            self.stage.expect(right);
-            let over = self.is_over();
-            self.stage.check(over, || "not every program came to its end".into());
-            for station in &self.stations {
-                let holdings = station.worker.holdings();
-                self.stage
-                    .check(station.is_at_rest(), || format!("a worker does not come to rest: {holdings:?}"));
-            }
-            let flows = self.office.flows.len();
-            self.stage.check(flows == 0, || format!("{flows} flows stay in the table"));
-            self.stage.expect(self.guest.conversations.conclude(lossless));
-        }
-        if !self.stage.has_failed() {
-            self.stop();
-        }
-    }
-
-    /// Whether no datagram can have been lost.
-    fn is_lossless(&self) -> bool {
-        let losses = self.to_link.lost + self.to_guest.lost + self.overflowed;
-        losses == 0
-            && self.plan.jump.is_none()
-            && self.stations.iter().all(|station| !station.has_dropped_for_want())
-    }
-
-    /// Ends the workers: nothing is left.
-    fn stop(&mut self) {
-        for index in 0..self.stations.len() {
-            self.mail(index, ToWorker::Stop);
-            for _ in 0..4 {
-                self.stations[index].pass(&self.stage);
-            }
-            let stopped = self.stations[index].worker.is_stopped();
-            self.stage.check(stopped, || format!("worker {index} does not stop"));
-        }
-        let open = self.kernel.borrow().open_descriptors();
-        self.stage.check(open == 0, || format!("{open} descriptors stay open"));
-        let lent = self.stage.memory.borrow().lent();
-        self.stage.check(lent == 0, || format!("{lent} pieces of the link's memory do not come back"));
-    }
-
-    fn outcome(&self) -> Outcome {
-        let books = self.stage.books.borrow();
-        let bytes = books.progress.iter().map(|progress| progress.guest_read + progress.peer_read).sum();
-        Outcome {
-            seed: self.plan.seed,
-            failure: self.stage.failure(),
-            fingerprint: self.stage.fingerprint(),
-            trace: self.stage.last_lines(),
-            time_ns: self.stage.now().since(START),
-            passes: self.stations.iter().map(|station| station.passes).sum(),
-            wakes: self.stations.iter().map(|station| station.wakes).sum(),
-            bytes,
-            sent_bytes: self.kernel.borrow().sent_bytes,
-            keep_alives: books.progress.iter().filter(|progress| progress.keep_alive).count(),
-        }
-    }
-}
-
-impl super::plan::ConnectionPlan {
-    /// How the plan itself has the connection end, scripts of resets aside.
-    fn outcome(&self) -> Ending {
-        match self.opening {
-            Opening::Outbound { outcome: ConnectOutcome::Connects, .. } | Opening::Service { .. } => {
-                Ending::Closed
-            }
-            Opening::Outbound { outcome: ConnectOutcome::Silence, .. } => Ending::Silence,
-            Opening::Outbound { .. } => Ending::Reset,
-            Opening::Inbound { answer: Answer::Accepts | Answer::GatewayOnly, .. } => Ending::Closed,
-            Opening::Inbound { .. } => Ending::Reset,
         }
     }
 }
