@@ -11,7 +11,10 @@ use landlock::{
     ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
 };
 use libc::c_long;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
 
 use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
@@ -131,13 +134,41 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()
 }
 
+/// What the arguments of a call must be: any of these, or anything where there are none. Landlock does not see the
+/// sockets of other programs in the file system, nor what is not a file at all.
+fn rules(thread: Thread, call: c_long) -> Result<Vec<SeccompRule>, SandboxError> {
+    let is = |index: u8, value: i32| {
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)
+    };
+    // Without SOCK_NONBLOCK and SOCK_CLOEXEC.
+    let is_type = |index: u8, value: i32| {
+        SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(0xf), value as u64)
+    };
+    let mut rules = match call {
+        libc::SYS_socket => vec![vec![is(0, libc::AF_INET)], vec![is(0, libc::AF_INET6)]],
+        libc::SYS_socketpair => vec![vec![is_type(1, libc::SOCK_STREAM)]],
+        libc::SYS_tgkill => vec![vec![is(0, std::process::id() as i32)]],
+        _ => Vec::new(),
+    };
+    if (call, thread) == (libc::SYS_socket, Thread::Slow) {
+        // The C library asks by such a socket which interface a name belongs to.
+        rules.push(vec![is(0, libc::AF_UNIX), is_type(1, libc::SOCK_DGRAM)]);
+    }
+    let rule = |conditions: Vec<Result<SeccompCondition, _>>| {
+        conditions.into_iter().collect::<Result<Vec<_>, _>>().and_then(SeccompRule::new)
+    };
+    rules.into_iter().map(rule).collect::<Result<_, _>>().map_err(failed("seccomp"))
+}
+
 fn program(
+    thread: Thread,
     calls: impl Iterator<Item = c_long>,
     others: SeccompAction,
     these: SeccompAction,
 ) -> Result<BpfProgram, SandboxError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(failed("seccomp"))?;
-    let rules: BTreeMap<i64, Vec<_>> = calls.map(|call| (call, Vec::new())).collect();
+    let rules = calls.map(|call| Ok((call, rules(thread, call)?)));
+    let rules: BTreeMap<i64, Vec<_>> = rules.collect::<Result<_, SandboxError>>()?;
     SeccompFilter::new(rules, others, these, arch).and_then(TryInto::try_into).map_err(failed("seccomp"))
 }
 
@@ -146,10 +177,10 @@ pub fn limit_system_calls(thread: Thread) -> Result<(), SandboxError> {
     let allowed = system_calls(thread);
     let refused: Vec<c_long> = REFUSED.iter().copied().filter(|call| !allowed.contains(call)).collect();
     // Of the answers of several filters the strictest counts: the second one passes on what the first one refuses.
-    let refusing =
-        program(refused.iter().copied(), SeccompAction::Allow, SeccompAction::Errno(libc::EACCES as u32))?;
-    let limiting =
-        program(allowed.into_iter().chain(refused), SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let error = SeccompAction::Errno(libc::EACCES as u32);
+    let refusing = program(thread, refused.iter().copied(), SeccompAction::Allow, error)?;
+    let allowed = allowed.into_iter().chain(refused);
+    let limiting = program(thread, allowed, SeccompAction::KillProcess, SeccompAction::Allow)?;
     seccompiler::apply_filter(&refusing).map_err(failed("seccomp"))?;
     seccompiler::apply_filter(&limiting).map_err(failed("seccomp"))
 }
@@ -215,6 +246,37 @@ mod tests {
             }
         });
         assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{status:?}");
+    }
+
+    #[test]
+    fn sockets_are_of_the_internet_and_signals_for_the_own_process() {
+        let killed = |call| matches!(after_call(call), WaitStatus::Signaled(_, Signal::SIGSYS, _));
+        #[allow(unsafe_code)]
+        // SAFETY: no memory is passed, but to `socketpair`, which gets room for its two descriptors.
+        unsafe {
+            let internet = after_call(|| {
+                libc::socket(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
+                libc::socketpair(
+                    libc::AF_UNIX,
+                    libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+                    0,
+                    [0; 2].as_mut_ptr(),
+                );
+            });
+            assert!(matches!(internet, WaitStatus::Exited(..)), "{internet:?}");
+            assert!(killed(|| {
+                libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0);
+            }));
+            assert!(killed(|| {
+                libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, 0);
+            }));
+            assert!(killed(|| {
+                libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM, 0, [0; 2].as_mut_ptr());
+            }));
+            assert!(killed(|| {
+                libc::syscall(libc::SYS_tgkill, 1, 1, libc::SIGURG);
+            }));
+        }
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Helper<'_> {
         }
         let mut resolver = Cover::new(&self.plan.resolv_conf);
         self.judge_resolver(resolver.lay());
+        if resolver.fd().is_none() {
+            let note = "/etc cannot be watched (sysctl fs.inotify.max_user_instances): when the host's resolv.conf is \
+                        replaced, the command will see that one";
+            self.note(note.into());
+        }
         self.resolver = Some(resolver);
     }
 

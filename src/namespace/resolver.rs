@@ -23,7 +23,7 @@ use crate::host::RESOLV_CONF;
 pub struct Cover {
     entry: PathBuf,
     content: String,
-    /// Tells of entries that come to be in the directory. Without it what replaces the host's file is seen.
+    /// Tells of entries that come to be in the directory. Without it, what replaces the host's file is seen.
     inotify: Option<Inotify>,
     /// Device and inode of what was mounted last.
     shown: Option<(u64, u64)>,

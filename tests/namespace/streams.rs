@@ -81,6 +81,22 @@ impl Pair {
     /// Ends the guest. No segment had to be sent again, and nothing was dropped unless its cause is expected.
     pub fn finish(self, expected_drops: &[&str]) {
         let counters = self.hythe.counters();
+        for name in [
+            "TcpExtTCPLossProbes",
+            "TcpExtTCPTimeouts",
+            "TcpExtTCPWinProbe",
+            "TcpExtTCPDSACKRecv",
+            "TcpExtTCPSlowStartRetrans",
+            "TcpExtTCPFastRetrans",
+            "TcpRetransSegs",
+            "TcpExtTCPToZeroWindowAdv",
+            "TcpExtTCPFromZeroWindowAdv",
+            "TcpExtTCPDelivered",
+            "TcpOutSegs",
+        ] {
+            eprintln!("DBG {name} {}", self.hythe.guest.counter(name));
+        }
+        eprintln!("DBG {counters:?}");
         for (cause, count) in counters.drops() {
             // The guest's kernel tells its multicast groups to routers (MLD), of which there are none.
             let expected = cause == "icmp_type" || expected_drops.contains(&cause);
