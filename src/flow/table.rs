@@ -105,7 +105,7 @@ struct Bucket {
 
 /// The table.
 pub struct FlowTable {
-    buckets: Box<[Bucket]>,
+    buckets: Buckets,
     secret: HashSecret,
     len: AtomicU32,
     capacity: u32,
@@ -124,20 +124,63 @@ impl HashedKey {
     }
 }
 
+/// All buckets, empty. They lie in memory that was asked for without their alignment: only such comes zeroed and untouched
+/// from the kernel, so that the part of a table that is not used costs no memory.
 #[cfg(not(feature = "loom"))]
-fn zeroed_buckets(count: usize) -> Box<[Bucket]> {
-    // SAFETY: a bucket is made of AtomicU64 alone, for which all-zero bytes are a valid value (zero); a meta of zero
-    // is EMPTY. Zeroed memory comes from the kernel untouched, so an unused table costs no pages.
-    unsafe { Box::<[Bucket]>::new_zeroed_slice(count).assume_init() }
+struct Buckets {
+    words: Box<[AtomicU64]>,
+    /// Words before the first bucket.
+    skipped: usize,
+    count: usize,
+}
+
+#[cfg(not(feature = "loom"))]
+impl Buckets {
+    fn new(count: usize) -> Self {
+        const WORDS: usize = size_of::<Bucket>() / size_of::<AtomicU64>();
+        const ALIGN_WORDS: usize = align_of::<Bucket>() / size_of::<AtomicU64>();
+        // SAFETY: all-zero bytes are a valid AtomicU64 (zero).
+        let words =
+            unsafe { Box::<[AtomicU64]>::new_zeroed_slice(count * WORDS + ALIGN_WORDS).assume_init() };
+        let past = words.as_ptr().addr() % align_of::<Bucket>() / size_of::<AtomicU64>();
+        Self { words, skipped: (ALIGN_WORDS - past) % ALIGN_WORDS, count }
+    }
+}
+
+#[cfg(not(feature = "loom"))]
+impl std::ops::Deref for Buckets {
+    type Target = [Bucket];
+
+    fn deref(&self) -> &[Bucket] {
+        // SAFETY: a bucket is made of AtomicU64 alone; `count` of them fit behind `skipped` words, where they are aligned
+        // (`new`). A meta of zero is EMPTY.
+        unsafe {
+            std::slice::from_raw_parts(self.words.as_ptr().add(self.skipped).cast::<Bucket>(), self.count)
+        }
+    }
 }
 
 #[cfg(feature = "loom")]
-fn zeroed_buckets(count: usize) -> Box<[Bucket]> {
-    let word = || AtomicU64::new(0);
-    let entry = || Entry { key: std::array::from_fn(|_| word()), handle: word() };
-    (0..count)
-        .map(|_| Bucket { metas: std::array::from_fn(|_| word()), entries: std::array::from_fn(|_| entry()) })
-        .collect()
+struct Buckets(Box<[Bucket]>);
+
+#[cfg(feature = "loom")]
+impl Buckets {
+    fn new(count: usize) -> Self {
+        let word = || AtomicU64::new(0);
+        let entry = || Entry { key: std::array::from_fn(|_| word()), handle: word() };
+        let bucket =
+            |_| Bucket { metas: std::array::from_fn(|_| word()), entries: std::array::from_fn(|_| entry()) };
+        Self((0..count).map(bucket).collect())
+    }
+}
+
+#[cfg(feature = "loom")]
+impl std::ops::Deref for Buckets {
+    type Target = [Bucket];
+
+    fn deref(&self) -> &[Bucket] {
+        &self.0
+    }
 }
 
 /// Memory that a flow takes in a table filled to its capacity, in bytes, when the capacity is a power of two.
@@ -147,7 +190,7 @@ impl FlowTable {
     /// A table for `capacity` flows, with a third more slots than that at the least.
     pub fn new(capacity: u32, secret: HashSecret) -> Self {
         let buckets = (capacity as usize * 4 / 3).div_ceil(WAYS).next_power_of_two();
-        Self { buckets: zeroed_buckets(buckets), secret, len: AtomicU32::new(0), capacity }
+        Self { buckets: Buckets::new(buckets), secret, len: AtomicU32::new(0), capacity }
     }
 
     /// How many flows are in the table.

@@ -99,8 +99,10 @@ pub struct HostPlan {
 /// One TCP connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionPlan {
-    /// When it begins.
+    /// When it begins: counted from the start, or from the end of the one that it follows.
     pub start_ns: u64,
+    /// It begins when this connection is over.
+    pub follows: Option<usize>,
     /// How it begins.
     pub opening: Opening,
     /// The guest's TCP.
@@ -293,7 +295,7 @@ impl Plan {
             host: HostPlan {
                 peek_offset: random.chance(700_000),
                 full_reports: random.chance(500_000),
-                late_reports: random.pick(&[0, 0, 600_000]),
+                late_reports: random.pick(&[0, 600_000]),
                 port_taken: random.pick(&[0, 0, 200_000]),
                 short_sends: random.pick(&[0, 20_000, 300_000]),
                 events_at_once: random.pick(&[1, 4, 256, 256]),
@@ -322,21 +324,41 @@ impl Plan {
             let connection = self.connection(index as usize, share, random);
             self.connections.push(connection);
         }
-        // The same name once more, when the first conversation may be hardly over.
-        if random.chance(200_000) {
-            let again = self.connections.iter().find(|one| {
-                matches!(one.opening, Opening::Outbound { outcome: Outcome::Connects, .. })
-                    && one.guest_vanishes.is_none()
-            });
-            if let Some(first) = again.cloned() {
-                let mut second = self.connection(self.connections.len(), share / 4, random);
-                second.opening = first.opening;
-                second.tcp.mss = first.tcp.mss;
-                second.guest_vanishes = None;
-                second.start_ns = u64::MAX;
-                self.connections.push(second);
-            }
+        if random.chance(250_000) {
+            self.add_successors(share / 10, random);
         }
+        if random.chance(200_000) {
+            self.add_namesake(share / 4, random);
+        }
+    }
+
+    /// Short connections, each as soon as the one before is over: what that one had, this one gets.
+    fn add_successors(&mut self, share: u64, random: &mut Random) {
+        for _ in 0..random.within((2, 6)) {
+            let index = self.connections.len();
+            let mut next = self.connection(index, share.max(1), random);
+            next.guest_vanishes = None;
+            next.follows = Some(index - 1);
+            next.start_ns = random.spread(MS / 2);
+            self.connections.push(next);
+        }
+    }
+
+    /// The same name once more, when the first conversation may be hardly over.
+    fn add_namesake(&mut self, share: u64, random: &mut Random) {
+        let found = self.connections.iter().position(|one| {
+            matches!(one.opening, Opening::Outbound { outcome: Outcome::Connects, .. })
+                && one.guest_vanishes.is_none()
+        });
+        let Some(first) = found else { return };
+        let mut second = self.connection(self.connections.len(), share, random);
+        second.opening = self.connections[first].opening;
+        second.tcp.mss = self.connections[first].tcp.mss;
+        second.guest_vanishes = None;
+        second.follows = Some(first);
+        let least = self.wire.late_ns.1 + 100 * MS;
+        second.start_ns = random.within((least, least + 4 * S));
+        self.connections.push(second);
     }
 
     fn connection(&self, index: usize, share: u64, random: &mut Random) -> ConnectionPlan {
@@ -352,6 +374,7 @@ impl Plan {
         let vanishes = random.chance(10_000) && peer.total > 20_000 && peer.pace == Pace::Stream;
         ConnectionPlan {
             start_ns: if random.chance(500_000) { 0 } else { random.spread(3_000) * MS },
+            follows: None,
             opening,
             tcp: GuestTcp {
                 mss,

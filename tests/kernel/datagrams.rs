@@ -68,8 +68,8 @@ fn a_run_has_at_least_64_datagrams_and_at_most_64_kib() {
     for address in LOOPBACKS {
         let [from, to] = udp_pair(address);
         let name = to.local_addr().unwrap();
-        assert_eq!(send_run(&from, name, &[1; 64 * 1000], 1000).unwrap(), 64_000);
-        assert_eq!(number(send_run(&from, name, &[1; 66 * 1000], 1000)), libc::EMSGSIZE);
+        assert_eq!(send_run(&from, name, &vec![1; 64 * 1000], 1000).unwrap(), 64_000);
+        assert_eq!(number(send_run(&from, name, &vec![1; 66 * 1000], 1000)), libc::EMSGSIZE);
     }
 }
 

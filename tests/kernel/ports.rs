@@ -44,7 +44,9 @@ fn a_listener_may_stop_and_start_and_keeps_its_port_all_the_while() {
     for address in LOOPBACKS {
         let (sockets, name) = group(address, 3);
         for _ in 0..3 {
-            sockets.iter().for_each(|socket| socket.listen(16).unwrap());
+            for socket in &sockets {
+                socket.listen(16).unwrap();
+            }
             let client = TcpStream::connect(name).unwrap();
             sockets.iter().for_each(stop_listening);
             // The client had not been accepted yet.

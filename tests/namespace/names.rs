@@ -291,8 +291,8 @@ fn resolvers_on_the_hosts_own_loopback_are_asked_there() {
 /// A server that others wrote, with the records of a zone of its own.
 fn unbound(site: &Site, directory: &Directory) -> Program {
     let long = "y".repeat(250);
-    let large: String =
-        (0..12).map(|n| format!("    local-data: 'large.example. 60 IN TXT \"{n:02} {long}\"'\n")).collect();
+    let record = |n| format!("    local-data: 'large.example. 60 IN TXT \"{n:02} {long}\"'\n");
+    let large = (0..12).map(record).collect::<Vec<_>>().concat();
     let config = format!(
         "server:
     interface: {address}

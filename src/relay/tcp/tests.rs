@@ -399,6 +399,34 @@ fn no_small_segment_goes_out_because_the_window_is_small() {
     s.send_wanted(u32::MAX, ". 10241 len 10240");
 }
 
+#[test]
+fn a_small_window_holds_new_bytes_back_but_not_those_that_were_lost() {
+    let mut s = Script::open();
+    s.guest(". 1 ack 1 win 10240");
+    s.host_data(u32::MAX, ". 1 len 10240");
+    s.relay.readable(s.now);
+    s.guest(". 1 ack 10001 win 256");
+    assert_eq!(s.relay.wanted(&s.config), None, "sixteen bytes of window are not worth a segment");
+    s.wait(S);
+    s.send_wanted(u32::MAX, ". 10001 len 256");
+}
+
+#[test]
+fn an_acknowledgement_that_advances_brings_its_window_whatever_its_sequence_number() {
+    let mut s = Script::open();
+    s.guest(". 1 ack 1 win 1024");
+    s.host_data(u32::MAX, ". 1 len 1024");
+    assert!(matches!(
+        s.guest_gives(". 101 ack 1 len 100 win 1024"),
+        Disposition::Payload(Payload::Hold { .. })
+    ));
+    s.expect(". 1025 ack 1 sack 101-201");
+    // What was lost comes again, with news that is younger than what came before it.
+    s.guest_data(". 1 ack 1025 len 100 win 64256", 200);
+    s.expect(". 1025 ack 201");
+    s.host_data(u32::MAX, ". 1025 len 64256");
+}
+
 // Closing.
 
 #[test]
@@ -503,6 +531,25 @@ fn lost_data_goes_out_before_the_fin_behind_it() {
     assert_eq!(s.relay.poll_segment(&s.config, s.now), None);
     s.send_wanted(100, "P. 1 len 100");
     s.expect("F. 101");
+}
+
+#[test]
+fn a_reset_of_a_guest_that_has_closed_takes_nothing_from_the_host() {
+    let mut s = Script::open();
+    assert!(matches!(
+        s.guest_gives("F. 1 ack 1 len 10 win 64256"),
+        Disposition::Payload(Payload::Take { .. })
+    ));
+    s.expect(". 1 ack 12");
+    s.relay.end_of_stream();
+    s.expect("F. 1 ack 12");
+    // LAST-ACK is over for the guest: it knows nothing of the connection any more.
+    s.guest(". 12 ack 2 win 64256");
+    s.guest("R 12 win 0");
+    assert_eq!(s.relay.over(), None, "ten bytes that the guest was told are kept wait for the socket");
+    s.relay.taken(10);
+    assert!(s.relay.wants_shutdown(&s.config, s.now));
+    assert_eq!(s.relay.over(), Some(Over::Done));
 }
 
 // Resets, RFC 5961.

@@ -114,8 +114,8 @@ struct World {
     guest_due: Option<Now>,
     outcome_due: Option<Now>,
     peers_due: Vec<Option<Now>>,
-    /// A connection that begins when another one of its name is over.
-    again: Option<(usize, usize)>,
+    /// Connections that wait for the end of another one.
+    waiting: Vec<usize>,
     started: Vec<bool>,
     overflowed: u64,
     probes: Vec<u32>,
@@ -131,11 +131,8 @@ impl World {
             .map(|id| office.open_station(id, &plan, &stage, &kernel, &connections, &mut random))
             .collect();
         let count = plan.connections.len();
-        let again = plan.connections.iter().position(|connection| connection.start_ns == u64::MAX);
-        let again = again.and_then(|second| {
-            let same = |one: &super::plan::ConnectionPlan| one.opening == plan.connections[second].opening;
-            plan.connections.iter().position(same).map(|first| (first, second))
-        });
+        let follows = |number: &usize| plan.connections[*number].follows.is_some();
+        let waiting = (0..count).filter(follows).collect();
         Self {
             guest: Guest::new(stage.clone(), &plan, random.fork()),
             peers: Peers::new(stage.clone(), kernel.clone(), &plan.connections, random.fork()),
@@ -153,7 +150,7 @@ impl World {
             guest_due: None,
             outcome_due: None,
             peers_due: vec![None; count],
-            again,
+            waiting,
             started: vec![false; count],
             overflowed: 0,
             probes: vec![0; count],
@@ -194,8 +191,8 @@ impl World {
     fn prepare(&mut self) {
         for number in 0..self.plan.connections.len() {
             let connection = &self.plan.connections[number];
-            let (start_ns, opening, outcome) =
-                (connection.start_ns, connection.opening, connection.outcome());
+            let (start_ns, follows, opening) = (connection.start_ns, connection.follows, connection.opening);
+            let outcome = connection.outcome();
             let mut books = self.stage.books.borrow_mut();
             let progress = &mut books.progress[number];
             progress.disturbed = outcome != Ending::Closed;
@@ -204,7 +201,7 @@ impl World {
             if let Opening::Inbound { guest, .. } = opening {
                 self.publish(number, guest.port);
             }
-            if start_ns != u64::MAX {
+            if follows.is_none() {
                 self.agenda.add(Now(START.0 + start_ns), Happening::Start(number));
             }
         }
@@ -495,7 +492,7 @@ impl World {
             }
         }
         self.wake_sleepers();
-        self.begin_again();
+        self.begin_followers();
     }
 
     fn serve(&mut self, datagram: &Datagram) {
@@ -520,14 +517,18 @@ impl World {
         }
     }
 
-    /// The connection that has the name of another one begins soon after that one is over.
-    fn begin_again(&mut self) {
-        let Some((first, second)) = self.again else { return };
-        if self.guest.is_over(first) && (self.peers.is_over(first) || !self.peers.has_begun(first)) {
-            self.again = None;
-            let least = self.plan.wire.late_ns.1 + 100 * MS;
-            let at = self.after((least, least + 4 * S));
-            self.agenda.add(at, Happening::Start(second));
-        }
+    /// Connections begin whose predecessors are over.
+    fn begin_followers(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|number| {
+            let plan = &self.plan.connections[*number];
+            let over = plan.follows.is_none_or(|first| self.connection_is_over(first));
+            if over {
+                let at = Now(self.stage.now().0 + plan.start_ns);
+                self.agenda.add(at, Happening::Start(*number));
+            }
+            !over
+        });
+        self.waiting = waiting;
     }
 }

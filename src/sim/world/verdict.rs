@@ -52,15 +52,18 @@ impl Outcome {
 }
 
 impl World {
+    /// Whether the programs at both ends of a connection have done what they were to do.
+    pub(super) fn connection_is_over(&self, number: usize) -> bool {
+        let inbound = matches!(self.plan.connections[number].opening, Opening::Inbound { .. });
+        let guest = self.guest.is_over(number) || (inbound && !self.guest.has_begun(number));
+        let peer = self.peers.is_over(number) || (!inbound && !self.peers.has_begun(number));
+        self.started[number] && guest && peer
+    }
+
     /// Whether every program has done what it was to do.
     pub(super) fn is_over(&self) -> bool {
-        let over = |number: usize| {
-            let inbound = matches!(self.plan.connections[number].opening, Opening::Inbound { .. });
-            let guest = self.guest.is_over(number) || (inbound && !self.guest.has_begun(number));
-            let peer = self.peers.is_over(number) || (!inbound && !self.peers.has_begun(number));
-            self.started[number] && guest && peer
-        };
-        self.again.is_none() && (0..self.started.len()).all(over) && self.guest.conversations.next().is_none()
+        (0..self.started.len()).all(|number| self.connection_is_over(number))
+            && self.guest.conversations.next().is_none()
     }
 
     /// Whether nothing is on its way and no worker holds on to anything.

@@ -1,7 +1,7 @@
 //! Giving a stream another host side.
 //!
 //! A stream that ends in hythe itself (its host side is one end of a socketpair) may go on to another socket: a proxy's
-//! handshake is the slow path's work, and what follows is relayed like any other stream. Three things must hold, in both
+//! handshake is the slow path's work, and what follows is relayed like any other stream. Four things must hold, in both
 //! directions, whatever the guest sends meanwhile:
 //!
 //! * No byte for the new socket passes one that the service still has to pass on. So the old end is shut down for
@@ -9,6 +9,7 @@
 //! * No byte of the old end is lost. So it stays until the service has closed it and the guest has acknowledged the last
 //!   byte of it: until then it is the retransmission buffer.
 //! * The new socket's first byte follows the old end's last one in the guest's sequence.
+//! * An end of the guest's direction that came before the move is told to the new socket, too.
 
 use crate::flow::slab::Slot;
 use crate::frame::address::Endpoint;
@@ -52,6 +53,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.admission.close_socket();
         }
         host.keeps_offset = self.sockets.establish(&host.socket, host.peer.address.is_v4(), false);
+        if stream.relay.receive().is_shut_down() {
+            // The guest's end came before the move, and only the old end has heard of it.
+            self.sockets.shut_down(&host.socket);
+        }
         let watched = self.engine.watch(host.socket.fd(), token, Interest::Both);
         let Some(stream) = self.streams.get_mut(slot) else { return };
         stream.host = Some(host);

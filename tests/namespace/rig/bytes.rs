@@ -23,11 +23,9 @@ impl Pattern {
 
     /// The bytes from `offset` on, which is a multiple of eight.
     fn fill(self, offset: u64, bytes: &mut [u8]) {
-        let mut index = offset / 8;
-        for piece in bytes.chunks_mut(8) {
+        for (index, piece) in (offset / 8..).zip(bytes.chunks_mut(8)) {
             let word = self.word(index).to_le_bytes();
             piece.copy_from_slice(&word[..piece.len()]);
-            index += 1;
         }
     }
 
@@ -111,6 +109,7 @@ pub fn expect_reset(mut stream: &TcpStream) {
 /// Closes a connection with a reset.
 pub fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(stream);
 }
 
 /// A server that gives back what it gets, until it has had its clients.
@@ -135,7 +134,9 @@ pub fn echo(listener: TcpListener, clients: usize) -> EchoServer {
                 std::thread::spawn(move || serve(stream))
             })
             .collect();
-        served.into_iter().for_each(|client| client.join().unwrap());
+        for client in served {
+            client.join().unwrap();
+        }
     }))
 }
 

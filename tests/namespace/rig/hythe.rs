@@ -28,12 +28,15 @@ const MARK: &str = "HYTHE_TEST";
 /// Lines of hythe's log that a test shows when it fails.
 const LAST_LINES: usize = 60;
 
+/// What is to be mounted differently.
+type Change = dyn FnOnce(&Mounts) + Send;
+
 /// How hythe is to be started.
 pub struct Start<'h> {
     host: &'h Netns,
     cell: Cell,
     options: Vec<String>,
-    mounts: Option<Box<dyn FnOnce(&Mounts) + Send>>,
+    mounts: Option<Box<Change>>,
     temporary: Option<PathBuf>,
 }
 
@@ -106,7 +109,7 @@ impl Log {
     }
 }
 
-impl<'h> Start<'h> {
+impl Start<'_> {
     /// Adds options, space between them.
     pub fn options(mut self, options: &str) -> Self {
         self.options.extend(options.split_whitespace().map(str::to_string));
@@ -192,6 +195,7 @@ impl<'h> Start<'h> {
     }
 
     /// `hythe run` or `hythe attach` with words as they are, to its end.
+    #[expect(clippy::wrong_self_convention, reason = "it starts something; nothing is converted")]
     pub fn to_the_end(self, mode: &str, words: &[&str]) -> Ended {
         let mut started = self.spawn(mode, words);
         started.stdin = None;

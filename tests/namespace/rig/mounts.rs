@@ -1,4 +1,5 @@
 //! Files that one process sees differently: mounts in a mount namespace of its own, gone with it.
+#![expect(clippy::unused_self, reason = "whoever has a `Mounts` has parted from everybody else's")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// How long anything that should happen soon may take on a machine that is busy with other tests. A test that waits
 /// this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `thing` gives something; `what` is what it waited for when that does not come.
 pub fn wait_for<T>(what: &str, thing: impl FnMut() -> Option<T>) -> T {
