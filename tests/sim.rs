@@ -173,6 +173,22 @@ fn payload_goes_to_the_socket_straight_from_the_frame() {
     assert!(from_own_memory < 100_000, "{from_own_memory} of {from_frames}");
 }
 
+#[test]
+fn a_stream_that_moves_to_another_socket_takes_the_guests_end_along() {
+    // The guest says everything and closes at once; the service reads that little by little and moves meanwhile.
+    let serves = |plan: &Plan| matches!(plan.connections[0].opening, Opening::Service { .. });
+    let service = (0..1_000).map(Plan::of_seed).find(serves).map(|plan| plan.connections[0].opening).unwrap();
+    for seed in 0..20 {
+        let slow = Script { read_bytes: (1, 200), read_gap_ns: (1_000_000, 1_000_000), ..script(2_000, 0) };
+        let mut plan = quiet_plan(script(2_000, 0), Script { close: Close::AfterEnd, ..slow });
+        plan.seed = seed;
+        plan.connections[0].opening = service;
+        let outcome = run(&plan, None, Tracing::Last(100));
+        assert_eq!(outcome.failure, None, "{}", outcome.trace.join("\n"));
+        assert_eq!(outcome.bytes, 4_000);
+    }
+}
+
 /// The test of the test: each planted bug is caught.
 #[test]
 fn every_planted_bug_is_caught() {

@@ -278,12 +278,16 @@ impl<'o> Begun<'o> {
     }
 }
 
+const CACHE_LINE: usize = 64;
+
 /// Memory of fixed size that only the kernel and copies touch, in equal slots.
 ///
 /// Slots are staggered by a few cache lines, so that the starts of many do not fall into one cache set.
 pub struct Buffers {
     memory: std::ptr::NonNull<u8>,
     layout: std::alloc::Layout,
+    /// Where the first slot begins, so that slots begin at cache lines.
+    start: usize,
     slot_len: usize,
     spacing: usize,
     slots: usize,
@@ -298,13 +302,15 @@ impl Buffers {
     /// # Panics
     /// When the memory cannot be had: at start, where nothing can go on without it.
     pub fn new(slots: usize, slot_len: usize) -> Self {
-        let spacing = slot_len.next_multiple_of(64) + 192;
-        let layout = std::alloc::Layout::from_size_align((slots * spacing).max(4096), 4096)
+        let spacing = slot_len.next_multiple_of(CACHE_LINE) + 3 * CACHE_LINE;
+        // Of this alignment, and no larger one, the allocator gives large memory as it comes from the kernel.
+        let layout = std::alloc::Layout::from_size_align(slots * spacing + CACHE_LINE, 8)
             .unwrap_or_else(|_| panic!("buffers of {slots} x {slot_len} bytes"));
         // SAFETY: the layout's size is not zero.
         let memory = unsafe { std::alloc::alloc_zeroed(layout) };
         let Some(memory) = std::ptr::NonNull::new(memory) else { std::alloc::handle_alloc_error(layout) };
-        Self { memory, layout, slot_len, spacing, slots }
+        let start = memory.as_ptr().align_offset(CACHE_LINE);
+        Self { memory, layout, start, slot_len, spacing, slots }
     }
 
     /// How many slots there are.
@@ -321,7 +327,7 @@ impl Buffers {
         // SAFETY: in bounds of the allocation, which lives as long as `self`; references to it come only from `bytes`
         // and `bytes_mut`, whose callers run no batch meanwhile because a batch is run with the link borrowed
         // mutably or not at all.
-        unsafe { Piece::new(self.memory.as_ptr().add(slot * self.spacing), self.slot_len) }
+        unsafe { Piece::new(self.memory.as_ptr().add(self.start + slot * self.spacing), self.slot_len) }
     }
 
     /// The first `len` bytes of a slot, to read.
