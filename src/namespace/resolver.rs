@@ -78,7 +78,9 @@ impl Cover {
     /// Calls `task` with a file that everybody may read, in a directory that nobody else may enter, under a name that
     /// nobody could take before. Its names are gone afterwards; a mount keeps the file.
     fn with_file(&self, task: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-        let template = |directory: &Path| mkdtemp(&directory.join("hythe-XXXXXX"));
+        // mkdtemp(3) puts a name of its own in the place of the last six letters.
+        let name = format!("hythe-{}", "X".repeat(6));
+        let template = |directory: &Path| mkdtemp(&directory.join(&name));
         let directory = template(&std::env::temp_dir()).or_else(|_| template(Path::new("/dev/shm")))?;
         let path = directory.join("resolv.conf");
         let written = File::create_new(&path).and_then(|mut file| {

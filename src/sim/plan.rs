@@ -324,7 +324,7 @@ impl Plan {
             let connection = self.connection(index as usize, share, random);
             self.connections.push(connection);
         }
-        if random.chance(250_000) {
+        if random.chance(400_000) {
             self.add_successors(share / 10, random);
         }
         if random.chance(200_000) {
@@ -339,7 +339,7 @@ impl Plan {
             let mut next = self.connection(index, share.max(1), random);
             next.guest_vanishes = None;
             next.follows = Some(index - 1);
-            next.start_ns = random.spread(MS / 2);
+            next.start_ns = random.below(MS / 10);
             self.connections.push(next);
         }
     }

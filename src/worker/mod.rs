@@ -310,7 +310,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         // Datagrams have a share of the link's space that streams cannot take.
         let share = if self.touched.is_empty() { usize::MAX } else { DATAGRAM_SPACES };
         self.submit_receives(share);
-        self.submit_streams();
+        self.submit_streams(now);
         self.submit_datagrams();
         self.engine.run(&mut self.operations);
         self.conclude_streams(now);

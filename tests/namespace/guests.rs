@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{PipeReader, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +19,7 @@ use crate::rig::hythe::{Hythe, PROGRAM, Start};
 use crate::rig::netns::Netns;
 use crate::rig::process;
 use crate::rig::program::Program;
-use crate::rig::site::Site;
+use crate::rig::site::{Family, Site};
 use crate::rig::wait::{wait_for, wait_until};
 
 const FAILED: i32 = 125;
@@ -344,7 +346,8 @@ fn a_signal_that_is_ignored_at_the_start_stays_so() {
     let path = guest.path().display().to_string();
     let ignoring = ["env", "--ignore-signal=HUP", PROGRAM, "attach", "--netns", &path];
     let mut hythe = by(&site, &ignoring, |_| {});
-    wait_until("the interface", || guest.output(&["ip", "route", "get", "1.1.1.1"]).status.success());
+    let gateway: SocketAddr = (Family::V4.gateway(), 53).into();
+    wait_until("hythe to serve the guest", || guest.connect_within(gateway, Duration::from_secs(1)).is_ok());
     signal(&hythe, Signal::SIGHUP);
     // The later one is taken although the earlier one came first.
     signal(&hythe, Signal::SIGUSR1);

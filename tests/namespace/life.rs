@@ -32,6 +32,11 @@ fn expect_service(site: &Site, guest: &Netns) {
     }
 }
 
+/// The interface goes with hythe; the kernel may take its time to close the last descriptor.
+fn expect_no_interface(guest: &Netns) {
+    wait_until("the interface to go", || !guest.output(&["ip", "link", "show", "eth0"]).status.success());
+}
+
 /// Nobody listens there any more.
 fn expect_refused(from: &Netns, to: impl Into<SocketAddr>) {
     let to = to.into();
@@ -110,7 +115,7 @@ on_every_cell! {
         let ended = hythe.end();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended.status), Some(Signal::SIGKILL as i32));
         assert_eq!(guest.processes(), [], "processes are left in the namespace");
-        assert!(!guest.output(&["ip", "link", "show", "eth0"]).status.success(), "the interface is left");
+        expect_no_interface(&guest);
         for (_, far) in &connections {
             expect_over(far);
         }
@@ -207,7 +212,7 @@ on_every_cell! {
         kill(Pid::from_raw(resident.pid()), Signal::SIGKILL).unwrap();
         hythe.end().assert_clean(0);
         resident.end();
-        assert!(!guest.output(&["ip", "link", "show", "eth0"]).status.success(), "the interface is left");
+        expect_no_interface(&guest);
         for family in FAMILIES {
             expect_refused(&site.far, (family.host(), 8000));
         }
@@ -229,7 +234,7 @@ on_every_cell! {
         // As `ip netns del` does.
         std::fs::remove_file(&name).unwrap();
         hythe.end().assert_clean(0);
-        assert!(!guest.output(&["ip", "link", "show", "eth0"]).status.success(), "the interface is left");
+        expect_no_interface(&guest);
     }
 }
 

@@ -425,15 +425,10 @@ impl TcpRelay {
         self.state = State::Closed(Over::HostFailed);
     }
 
-    /// The socket has, or may have, bytes to read or the end of the stream.
+    /// The socket has, or may have, bytes to read or the end of the stream: a closed window is probed for their sake.
     pub fn readable(&mut self, now: Now) {
         self.send.readable();
         self.send.watch_window(now);
-    }
-
-    /// The host side is another socket from now on, which may have bytes to read.
-    pub fn readable_again(&mut self) {
-        self.send.readable();
     }
 
     /// A peek found fewer bytes than it asked for, and no end of stream.

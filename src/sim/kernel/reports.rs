@@ -14,7 +14,7 @@ use super::super::stream_socket::Readiness;
 use super::{Kernel, Object};
 
 /// How often, in a million, a report that is late comes later still.
-const LATER: u64 = 800_000;
+const LATER: u64 = 970_000;
 
 /// A descriptor's watch.
 pub(super) struct Watch {

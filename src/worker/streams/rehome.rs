@@ -16,6 +16,7 @@ use crate::frame::address::Endpoint;
 use crate::host::engine::{Engine, Interest, Token};
 use crate::host::{HostSocket, Sockets};
 use crate::link::Link;
+use crate::time::Now;
 
 use super::super::{Worker, token_kind};
 use super::{HostKind, HostSide, NextHost};
@@ -40,7 +41,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Takes the new host side into use if the old one is done with.
-    pub(super) fn try_rehome(&mut self, slot: Slot) {
+    pub(super) fn try_rehome(&mut self, slot: Slot, now: Now) {
         let Some(stream) = self.streams.get_mut(slot) else { return };
         let done =
             stream.next_host.as_ref().is_some_and(|next| next.old_ended) && stream.relay.send().is_quiet();
@@ -63,7 +64,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if watched.is_err() {
             stream.relay.host_failed();
         } else {
-            stream.relay.readable_again();
+            stream.relay.readable(now);
         }
         self.again.push(slot);
     }

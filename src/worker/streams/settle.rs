@@ -105,17 +105,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Adds to the batch what the touched streams want.
-    pub(in crate::worker) fn submit_streams(&mut self) {
+    pub(in crate::worker) fn submit_streams(&mut self, now: Now) {
         for index in 0..self.again.len() {
             self.touch(self.again[index]);
         }
         self.again.clear();
         for index in 0..self.touched.len() {
-            self.submit_stream(index);
+            self.submit_stream(index, now);
         }
     }
 
-    fn submit_stream(&mut self, index: usize) {
+    fn submit_stream(&mut self, index: usize, now: Now) {
         let Self {
             link,
             adopted,
@@ -157,7 +157,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         // Without a peek offset the end of the stream shows only when nothing lies in front of it any more.
         let hides_end = host.closed && !host.keeps_offset && !relay.send().ended();
         if hides_end && relay.send().is_quiet() {
-            relay.readable_again();
+            relay.readable(now);
         }
         let walks = relay.discardable() > 0
             && (hides_end || host.peeks >= PEEKS_MAX || relay.discardable() >= WALK_BYTES);
@@ -396,7 +396,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if self.ask_other_family(slot, now) {
             return;
         }
-        self.try_rehome(slot);
+        self.try_rehome(slot, now);
         let Some(stream) = self.streams.get_mut(slot) else { return };
         let reads = stream.host.is_some();
         if reads && (stream.relay.wants_discard() || stream.relay.wanted(&config).is_some()) {
