@@ -94,6 +94,12 @@ pub trait Link {
     /// guest, or the batch, has no room.
     fn reserve(&mut self, head_len: usize, payload_len: usize) -> Option<Space>;
 
+    /// Whether a space may be reserved for bytes that have yet to come. The last ones are kept for frames that are
+    /// complete: an acknowledgement must never fail because every space waits for bytes.
+    fn may_reserve_ahead(&self) -> bool {
+        true
+    }
+
     /// Hands the pieces for the payload to `take`.
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece));
 

@@ -26,6 +26,8 @@ const BATCH_BYTES: usize = 256 << 10;
 
 /// Frames of an inbound batch at the most.
 const SPACES: usize = 64;
+/// Of them, kept for frames that are complete.
+const SPACES_KEPT: usize = 8;
 
 /// Room before an inbound payload: the virtio-net header and the longest head, rounded up to a cache line.
 const HEAD_ROOM: usize = (HEADER_LEN + HEAD_MAX).next_multiple_of(64);
@@ -135,6 +137,10 @@ impl Link for Tap {
     fn reserve(&mut self, _head_len: usize, payload_len: usize) -> Option<Space> {
         let capacity = payload_len.min(FRAME_MAX);
         self.free.pop().map(|index| Space { index, capacity })
+    }
+
+    fn may_reserve_ahead(&self) -> bool {
+        self.free.len() > SPACES_KEPT
     }
 
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {

@@ -295,7 +295,7 @@ impl Plan {
             host: HostPlan {
                 peek_offset: random.chance(700_000),
                 full_reports: random.chance(500_000),
-                late_reports: random.pick(&[0, 600_000]),
+                late_reports: random.pick(&[0, 600_000, 1_000_000]),
                 port_taken: random.pick(&[0, 0, 200_000]),
                 short_sends: random.pick(&[0, 20_000, 300_000]),
                 events_at_once: random.pick(&[1, 4, 256, 256]),
@@ -340,6 +340,10 @@ impl Plan {
             next.guest_vanishes = None;
             next.follows = Some(index - 1);
             next.start_ns = random.below(MS / 10);
+            if let Opening::Outbound { delay_ns, .. } = &mut next.opening {
+                // Long enough for late news of the one before to fall into it.
+                *delay_ns = (*delay_ns).max(2 * MS);
+            }
             self.connections.push(next);
         }
     }

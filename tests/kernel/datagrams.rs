@@ -75,46 +75,52 @@ fn a_run_has_at_least_64_datagrams_and_at_most_64_kib() {
 
 #[test]
 fn a_closed_port_is_reported_with_type_code_and_offender() {
-    for address in LOOPBACKS {
-        let [from, gone] = udp_pair(address);
-        report_errors(&from, address.is_ipv4());
-        let name = gone.local_addr().unwrap();
-        drop(gone);
-        from.send_to(b"anybody there", name).unwrap();
-        let reported = await_error(&from);
-        let (origin, kind, code) = if address.is_ipv4() {
-            (libc::SO_EE_ORIGIN_ICMP, 3, 3)
-        } else {
-            (libc::SO_EE_ORIGIN_ICMP6, 1, 4)
-        };
-        let error = &reported.error;
-        assert_eq!((error.ee_origin, error.ee_type, error.ee_code), (origin, kind, code));
-        assert_eq!(error.ee_errno, libc::ECONNREFUSED as u32);
-        assert_eq!(reported.offender.map(|offender| offender.ip()), Some(address));
-        assert_eq!(reported.destination, Some(name));
-        assert_eq!(reported.payload, b"anybody there");
-    }
+    // Where nobody else takes the port that was given back.
+    in_new_namespace(|| {
+        for address in LOOPBACKS {
+            let [from, gone] = udp_pair(address);
+            report_errors(&from, address.is_ipv4());
+            let name = gone.local_addr().unwrap();
+            drop(gone);
+            from.send_to(b"anybody there", name).unwrap();
+            let reported = await_error(&from);
+            let (origin, kind, code) = if address.is_ipv4() {
+                (libc::SO_EE_ORIGIN_ICMP, 3, 3)
+            } else {
+                (libc::SO_EE_ORIGIN_ICMP6, 1, 4)
+            };
+            let error = &reported.error;
+            assert_eq!((error.ee_origin, error.ee_type, error.ee_code), (origin, kind, code));
+            assert_eq!(error.ee_errno, libc::ECONNREFUSED as u32);
+            assert_eq!(reported.offender.map(|offender| offender.ip()), Some(address));
+            assert_eq!(reported.destination, Some(name));
+            assert_eq!(reported.payload, b"anybody there");
+        }
+    });
 }
 
 #[test]
 fn a_pending_error_fails_the_next_send_to_anybody_and_taking_it_off_the_queue_ends_that() {
-    for address in LOOPBACKS {
-        let [from, gone] = udp_pair(address);
-        let [to, _] = udp_pair(address);
-        report_errors(&from, address.is_ipv4());
-        let name = gone.local_addr().unwrap();
-        drop(gone);
-        from.send_to(b"lost", name).unwrap();
-        await_events(&from, libc::POLLERR);
-        assert_eq!(number(from.send_to(b"innocent", to.local_addr().unwrap())), libc::ECONNREFUSED);
-        while next_error(&from).is_some() {}
-        from.send_to(b"lost", name).unwrap();
-        await_error(&from);
-        assert!(next_error(&from).is_none());
-        from.send_to(b"innocent", to.local_addr().unwrap()).unwrap();
-        await_queue(&to, 8);
-        assert_eq!(receive(&to, 20, 0).unwrap(), b"innocent");
-    }
+    // Where nobody else takes the port that was given back.
+    in_new_namespace(|| {
+        for address in LOOPBACKS {
+            let [from, gone] = udp_pair(address);
+            let [to, _] = udp_pair(address);
+            report_errors(&from, address.is_ipv4());
+            let name = gone.local_addr().unwrap();
+            drop(gone);
+            from.send_to(b"lost", name).unwrap();
+            await_events(&from, libc::POLLERR);
+            assert_eq!(number(from.send_to(b"innocent", to.local_addr().unwrap())), libc::ECONNREFUSED);
+            while next_error(&from).is_some() {}
+            from.send_to(b"lost", name).unwrap();
+            await_error(&from);
+            assert!(next_error(&from).is_none());
+            from.send_to(b"innocent", to.local_addr().unwrap()).unwrap();
+            await_queue(&to, 8);
+            assert_eq!(receive(&to, 20, 0).unwrap(), b"innocent");
+        }
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -27,7 +28,13 @@ fn disabled() -> IoUring {
 /// A ring that may receive and poll, for the calling thread.
 pub fn restricted() -> IoUring {
     let ring = disabled();
-    let allowed = [opcode::Recv::CODE, opcode::Readv::CODE, opcode::PollAdd::CODE, opcode::PollRemove::CODE];
+    let allowed = [
+        opcode::Recv::CODE,
+        opcode::Readv::CODE,
+        opcode::PollAdd::CODE,
+        opcode::PollRemove::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
     let mut restrictions = allowed.map(Restriction::sqe_op);
     ring.submitter().register_restrictions(&mut restrictions).unwrap();
     ring.submitter().register_enable_rings().unwrap();
@@ -140,21 +147,49 @@ fn peek_offset_and_discard_work_through_a_ring_as_by_system_calls() {
     }
 }
 
+/// A poll of a connection's end that is closed although it is polled; the other end.
+fn polled_and_closed(ring: &mut IoUring, news: bool) -> TcpStream {
+    let (near, far) = tcp_pair(LOOPBACKS[0]);
+    let poll = opcode::PollAdd::new(Fd(near.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
+    push(ring, &poll.user_data(7));
+    ring.submit().unwrap();
+    if news {
+        (&far).write_all(b"news").unwrap();
+        await_queue(&near, 4);
+    }
+    far
+}
+
+/// Cancels the poll by an entry; what is completed with that.
+fn cancel(ring: &mut IoUring, entry: squeue::Entry, count: usize) -> Vec<(u64, i32)> {
+    push(ring, &entry.user_data(8));
+    complete(ring, count).iter().map(|done| (done.0, done.1)).collect()
+}
+
 #[test]
 fn an_armed_poll_holds_its_file_until_it_is_cancelled() {
     let mut ring = restricted();
-    let (near, far) = tcp_pair(LOOPBACKS[0]);
-    let poll = opcode::PollAdd::new(Fd(near.as_raw_fd()), libc::POLLIN as u32).multi(true).build();
-    push(&mut ring, &poll.user_data(7));
-    ring.submit().unwrap();
-    drop(near);
+    let far = polled_and_closed(&mut ring, false);
     assert_eq!(number(peek(&far, 1)), libc::EAGAIN, "the connection is not closed");
-    push(&mut ring, &opcode::PollRemove::new(7).build().user_data(8));
-    let completions = complete(&mut ring, 2);
-    assert_eq!(
-        completions.iter().map(|done| (done.0, done.1)).collect::<Vec<_>>(),
-        [(7, -libc::ECANCELED), (8, 0)]
-    );
+    let cancelled = cancel(&mut ring, opcode::AsyncCancel::new(7).build(), 2);
+    assert_eq!(cancelled, [(7, -libc::ECANCELED), (8, 0)]);
     await_events(&far, libc::POLLIN);
     assert_eq!(peek(&far, 1).unwrap(), b"");
+}
+
+#[test]
+fn a_poll_whose_event_is_about_to_be_told_is_cancelled_and_not_removed() {
+    let mut ring = restricted();
+    let far = polled_and_closed(&mut ring, true);
+    // Which is why hythe does not use POLL_REMOVE.
+    let removed = cancel(&mut ring, opcode::PollRemove::new(7).build(), 2);
+    assert_eq!(removed, [(7, i32::from(libc::POLLIN)), (8, -libc::EALREADY)]);
+    assert_eq!(number(peek(&far, 1)), libc::EAGAIN, "the file is held");
+
+    let mut ring = restricted();
+    let far = polled_and_closed(&mut ring, true);
+    let cancelled = cancel(&mut ring, opcode::AsyncCancel::new(7).build(), 2);
+    assert_eq!(cancelled, [(7, -libc::ECANCELED), (8, 0)]);
+    await_events(&far, libc::POLLIN);
+    assert_eq!(number(peek(&far, 1)), libc::ECONNRESET, "closed with bytes unread");
 }

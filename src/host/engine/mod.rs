@@ -227,6 +227,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_unwatched_is_let_go_although_something_has_just_happened_to_it() {
+        each(|engine| {
+            for once in [false, true] {
+                let (watched, mut peer) = UnixStream::pair().unwrap();
+                let fd = watched.as_raw_fd();
+                let mut events = Vec::new();
+                if once {
+                    engine.arm(fd, token(1)).unwrap();
+                } else {
+                    engine.watch(fd, token(1), Interest::Both).unwrap();
+                }
+                engine.wait(Some(Duration::ZERO), &mut events);
+                std::io::Write::write_all(&mut peer, b"news").unwrap();
+                engine.unwatch(fd, token(1));
+                drop(watched);
+                events.clear();
+                engine.wait(Some(Duration::ZERO), &mut events);
+                assert_eq!(events, []);
+                peer.set_nonblocking(true).unwrap();
+                // Closed with bytes unread, it is a reset.
+                let end = std::io::Read::read(&mut peer, &mut [0; 8]).map_err(|error| error.kind());
+                assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+            }
+        });
+    }
+
+    #[test]
     fn readiness_comes_once_for_each_arrival() {
         each(|engine| {
             let (mut a, b) = UnixStream::pair().unwrap();

@@ -115,7 +115,7 @@ impl Uring {
             opcode::RecvMsg::CODE,
             opcode::Recv::CODE,
             opcode::PollAdd::CODE,
-            opcode::PollRemove::CODE,
+            opcode::AsyncCancel::CODE,
         ];
         let mut restrictions: Vec<Restriction> = allowed.into_iter().map(Restriction::sqe_op).collect();
         ring.submitter().register_restrictions(&mut restrictions)?;
@@ -323,7 +323,8 @@ impl Engine for Uring {
     fn unwatch(&mut self, _fd: RawFd, token: Token) {
         self.pending.retain(|event| event.token != token);
         if let Some(id) = self.polls.remove(token) {
-            self.push(&opcode::PollRemove::new(id).build().user_data(CANCELLATION));
+            // Not POLL_REMOVE: it lets a poll be (EALREADY) whose event the kernel is about to tell, and so its file.
+            self.push(&opcode::AsyncCancel::new(id).build().user_data(CANCELLATION));
         }
     }
 

@@ -182,7 +182,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let capacity = payload_capacity(link, relay.segment_bytes(), v4);
         let first_space = spaces.len();
         let mut room = 0;
-        while room < wanted.len as usize && spaces.len() - first_space < *burst as usize {
+        while room < wanted.len as usize
+            && spaces.len() - first_space < *burst as usize
+            && link.may_reserve_ahead()
+        {
             let Some(space) = link.reserve(HEAD_MAX, capacity.min(wanted.len as usize - room)) else { break };
             room += space.capacity;
             spaces.push(space);
