@@ -71,6 +71,8 @@ pub enum Thread {
     Slow,
     /// The writer of captures.
     Recorder,
+    /// The first thread, which waits for signals and for the end.
+    Main,
 }
 
 /// What memory, threads, logging and the runtime take, whatever a thread does.
@@ -122,6 +124,22 @@ const WORKER: &[&[c_long]] = &[
     &[libc::SYS_socketpair],
 ];
 
+/// What the first thread takes once the others run: it waits, takes signals, speaks with the helper, looks whether what it
+/// is attached to is there, and ends the others.
+const MAIN: &[c_long] = &[
+    libc::SYS_poll,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_kill,
+    libc::SYS_getpgid,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_clock_nanosleep,
+];
+
 fn system_calls(thread: Thread) -> Vec<c_long> {
     let own: Vec<&[c_long]> = match thread {
         Thread::Worker(EngineKind::IoUring) => [WORKER, &[uring::SYSTEM_CALLS]].concat(),
@@ -129,6 +147,7 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
         Thread::Slow => {
             vec![slow::SYSTEM_CALLS, slow::dns::SYSTEM_CALLS, listen::SYSTEM_CALLS, exchange::SYSTEM_CALLS]
         }
+        Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
         Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()
@@ -180,7 +199,13 @@ pub fn limit_system_calls(thread: Thread) -> Result<(), SandboxError> {
     let error = SeccompAction::Errno(libc::EACCES as u32);
     let refusing = program(thread, refused.iter().copied(), SeccompAction::Allow, error)?;
     let allowed = allowed.into_iter().chain(refused);
-    let limiting = program(thread, allowed, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    // The first thread handles nothing of the guest's: what it does that it should not is a mistake of ours.
+    let offence = if thread == Thread::Main {
+        SeccompAction::Errno(libc::EPERM as u32)
+    } else {
+        SeccompAction::KillProcess
+    };
+    let limiting = program(thread, allowed, offence, SeccompAction::Allow)?;
     seccompiler::apply_filter(&refusing).map_err(failed("seccomp"))?;
     seccompiler::apply_filter(&limiting).map_err(failed("seccomp"))
 }
@@ -207,7 +232,7 @@ mod tests {
             libc::SYS_bpf,
         ];
         let workers = [EngineKind::IoUring, EngineKind::Epoll].map(Thread::Worker);
-        for thread in workers.into_iter().chain([Thread::Slow, Thread::Recorder]) {
+        for thread in workers.into_iter().chain([Thread::Slow, Thread::Recorder, Thread::Main]) {
             let allowed = system_calls(thread);
             for call in forbidden {
                 assert!(!allowed.contains(&call), "{thread:?} may call {call}");

@@ -215,6 +215,8 @@ impl Node {
                 slow_ended.signal();
             })
             .map_err(system("cannot start a thread"))?;
+        // This thread has nothing to start any more.
+        limit(config.sandbox, sandbox::Thread::Main).map_err(system("cannot limit the first thread"))?;
         Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended })
     }
 
