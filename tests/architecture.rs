@@ -172,9 +172,8 @@ fn no_arrow_points_up() {
 #[test]
 fn the_simulation_is_seen_only_where_bugs_are_planted() {
     for source in sources().iter().filter(|source| source.room != SIMULATION) {
-        let mut lines = statements(&source.code).peekable();
         let mut previous = "";
-        while let Some((number, line)) = lines.next() {
+        for (number, line) in statements(&source.code) {
             if line.contains("crate::sim") {
                 assert!(
                     line.contains("planted(")

@@ -152,6 +152,7 @@ impl std::ops::Deref for Buckets {
     type Target = [Bucket];
 
     fn deref(&self) -> &[Bucket] {
+        #[expect(clippy::cast_ptr_alignment, reason = "`skipped` words in, it is aligned")]
         // SAFETY: a bucket is made of AtomicU64 alone; `count` of them fit behind `skipped` words, where they are aligned
         // (`new`). A meta of zero is EMPTY.
         unsafe {

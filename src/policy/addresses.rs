@@ -232,8 +232,8 @@ mod tests {
 
     #[test]
     fn each_destination_means_what_the_design_says() {
+        use Destination::{Gateway, Host, Outside};
         let mut addresses = addresses();
-        use Destination::*;
         for (destination, expected) in [
             ("192.168.65.1", Ok(Gateway)),
             ("fdc4:f303:9324::1", Ok(Gateway)),

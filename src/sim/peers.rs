@@ -83,8 +83,8 @@ impl Peers {
     pub fn serve(&mut self, connection: usize, id: usize, worker: u8, slot: Slot) {
         let peer = &mut self.all[connection];
         if peer.stream.is_some() {
-            // Of a SYN that came late: nobody will use it.
-            self.kernel.borrow_mut().peer_ends(id);
+            // Of a SYN that came late, or came again when the clock had jumped: its program has been.
+            self.kernel.borrow_mut().peer_resets(id);
             return;
         }
         self.kernel.borrow_mut().streams[id].connection = connection;

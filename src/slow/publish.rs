@@ -44,7 +44,7 @@ pub struct Refusal {
 }
 
 /// What a refusing port waits before each probe: ever longer, up to a bound.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Pauses(Duration);
 
 impl Default for Pauses {

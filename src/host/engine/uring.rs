@@ -51,8 +51,8 @@ struct Poll {
 /// descriptor, while events of the poll that it had before are still to come.
 #[derive(Default)]
 struct Polls {
-    ids: HashMap<u64, u64>,
-    polls: HashMap<u64, Poll>,
+    by_token: HashMap<u64, u64>,
+    by_id: HashMap<u64, Poll>,
     next: u64,
 }
 
@@ -60,22 +60,22 @@ impl Polls {
     fn add(&mut self, poll: Poll) -> u64 {
         // Below the bit of operations: it lasts for centuries.
         self.next = (self.next + 1) & !OPERATION;
-        self.ids.insert(poll.token.pack(), self.next);
-        self.polls.insert(self.next, poll);
+        self.by_token.insert(poll.token.pack(), self.next);
+        self.by_id.insert(self.next, poll);
         self.next
     }
 
     fn get(&self, id: u64) -> Option<Poll> {
-        self.polls.get(&id).copied()
+        self.by_id.get(&id).copied()
     }
 
     fn has(&self, token: Token) -> bool {
-        self.ids.contains_key(&token.pack())
+        self.by_token.contains_key(&token.pack())
     }
 
     fn remove(&mut self, token: Token) -> Option<u64> {
-        let id = self.ids.remove(&token.pack())?;
-        self.polls.remove(&id);
+        let id = self.by_token.remove(&token.pack())?;
+        self.by_id.remove(&id);
         Some(id)
     }
 }

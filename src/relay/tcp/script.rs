@@ -144,7 +144,7 @@ fn parse(line: &str, from: u32, to: u32, scale: u8) -> SegmentHead {
             "sackok" => head.options.sack_permitted = true,
             "ts" => {
                 head.options.timestamps =
-                    tokens.next().unwrap().split_once('/').map(|(v, e)| (number(Some(v)), number(Some(e))))
+                    tokens.next().unwrap().split_once('/').map(|(v, e)| (number(Some(v)), number(Some(e))));
             }
             "sack" => {
                 let (start, end) = tokens.next().unwrap().split_once('-').unwrap();

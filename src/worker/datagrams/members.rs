@@ -116,7 +116,9 @@ mod tests {
         let (mut flows, slots) = flows(5);
         let mut members = Members::default();
         assert!(order(members, &flows).is_empty());
-        slots.iter().for_each(|slot| members.append(&mut flows, *slot));
+        for slot in &slots {
+            members.append(&mut flows, *slot);
+        }
         assert_eq!(order(members, &flows), [0, 1, 2, 3, 4]);
         for (gone, rest) in [(2, vec![0, 1, 3, 4]), (0, vec![1, 3, 4]), (4, vec![1, 3])] {
             let flow = flows.remove(slots[gone]).unwrap();

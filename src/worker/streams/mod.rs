@@ -177,9 +177,9 @@ impl BufferCount {
     }
 
     /// One more buffer, empty; it is counted until it is dropped.
-    pub fn open(&self) -> Box<Buffer> {
+    pub fn open(&self) -> Buffer {
         self.0.set(self.0.get() + 1);
-        Box::new(Buffer { waiting: ByteQueue::default(), held: Vec::new(), count: self.clone() })
+        Buffer { waiting: ByteQueue::default(), held: Vec::new(), count: self.clone() }
     }
 }
 

@@ -122,7 +122,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 let from = arrived.payload_start + seq.since(arrived.tcp.segment.seq) as usize;
                 let bytes = self.copy_of(arrived.frame, from, len as usize);
                 if let Some(stream) = self.streams.get_mut(slot) {
-                    stream.buffer.get_or_insert_with(|| self.buffers.open()).hold(seq, &bytes);
+                    stream.buffer.get_or_insert_with(|| Box::new(self.buffers.open())).hold(seq, &bytes);
                 }
                 Ok(())
             }
@@ -143,7 +143,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if held > 0 {
             let seq = arrived.tcp.segment.seq + skip + len;
             let Some(stream) = self.streams.get_mut(slot) else { return };
-            let released = stream.buffer.get_or_insert_with(|| self.buffers.open()).release(seq, held);
+            let released =
+                stream.buffer.get_or_insert_with(|| Box::new(self.buffers.open())).release(seq, held);
             debug_assert!(released, "the relay counts held bytes that are there");
         }
     }

@@ -282,7 +282,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.counters.count_drop(DropReason::BufferBudget);
             return;
         }
-        let buffer = stream.buffer.get_or_insert_with(|| self.buffers.open());
+        let buffer = stream.buffer.get_or_insert_with(|| Box::new(self.buffers.open()));
         let mut skip = sent;
         let mut next = touched.parts.map(|(first, _)| first);
         while let Some(index) = next {
