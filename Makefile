@@ -2,6 +2,8 @@
 
 SEEDS ?= 10000
 PREFIX ?= /usr/local
+# Most of the time these tests wait, for minutes some of them.
+NAMESPACE_THREADS = --test-threads 4
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check format lint unit loom sim kernel namespace bench perf flamegraph install clean
@@ -19,7 +21,9 @@ demo: build ## A web server in a guest, reached from the host, and the host from
 test: ## Everything that must pass (installs what the tests need; takes root)
 	tests/setup
 	$(MAKE) --no-print-directory format lint loom sim SEEDS=300
-	cargo test --locked
+	cargo test --locked --lib --bins --test architecture --test kernel
+	tests/demo target/debug/hythe
+	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
 
 check: format lint unit ## Format, lints and unit tests: the quick round
 
@@ -43,7 +47,7 @@ kernel: ## What is relied on of the kernel
 
 namespace: ## hythe as a whole, between namespaces (takes root)
 	tests/setup
-	cargo test --locked --test namespace
+	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
 
 bench: ## Criterion benchmarks
 	cargo bench --locked
