@@ -27,6 +27,9 @@ const MTU_MIN: u16 = 576;
 const MTU_MIN_V6: u16 = 1280;
 const MTU_MAX: u16 = 65_520;
 
+/// About what it takes to wake a processor of a virtual machine that has halted.
+const SPIN_DEFAULT_US: u32 = 50;
+
 /// Flows that one process holds by default.
 const FLOWS_DEFAULT: u32 = 262_144;
 
@@ -134,7 +137,7 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     pub max_flows: Option<u32>,
 
-    /// Look for work for so many microseconds before sleeping; 0 never [default: 0]
+    /// Look for work for up to so many microseconds before sleeping, while that pays; 0 never [default: 50]
     #[arg(long, value_name = "US")]
     pub spin_us: Option<u32>,
 
@@ -384,7 +387,7 @@ impl Config {
             workers,
             engine: options.engine.unwrap_or_default(),
             max_flows,
-            spin: Duration::from_micros(u64::from(options.spin_us.unwrap_or(0))),
+            spin: Duration::from_micros(u64::from(options.spin_us.unwrap_or(SPIN_DEFAULT_US))),
             capture: options.capture,
             sandbox: !options.no_sandbox,
             verbose: options.verbose,

@@ -407,7 +407,7 @@ on_every_cell! {
 on_every_cell! {
     clients_on_the_hosts_loopback_are_joined_to_the_guests_own_socket(cell) {
         let site = Site::new();
-        let hythe = Hythe::of(&site.host, cell).options("-p 8000:80").run();
+        let hythe = Hythe::of(&site.host, cell).options("-p 8000:80 -p 8001:81").run();
         for family in FAMILIES {
             let server = echo(hythe.guest.listen(family.any(), 80), 50);
             std::thread::scope(|scope| {
@@ -421,8 +421,8 @@ on_every_cell! {
                 }
             });
             server.finish();
-            let listener = hythe.guest.listen(family.any(), 80);
-            let (one, other, _) = call(&site.host, (family.loopback(), 8000), &listener);
+            let listener = hythe.guest.listen(family.any(), 81);
+            let (one, other, _) = call(&site.host, (family.loopback(), 8001), &listener);
             transfer(&one, &other, 3, 16 << 20);
             transfer(&other, &one, 4, 16 << 20);
         }

@@ -85,20 +85,27 @@ pub fn transfer(from: &TcpStream, to: &TcpStream, seed: u64, len: u64) {
     });
 }
 
+/// One read. A machine that was stopped and goes on interrupts calls that have a time limit (signal(7)).
+fn read(mut stream: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 /// The other side has closed its direction.
-pub fn expect_end(mut stream: &TcpStream) {
-    assert_eq!(
-        stream.read(&mut [0; 1]).expect("the end of the stream"),
-        0,
-        "bytes where the end was expected"
-    );
+pub fn expect_end(stream: &TcpStream) {
+    let len = read(stream, &mut [0; 1]).expect("the end of the stream");
+    assert_eq!(len, 0, "bytes where the end was expected");
 }
 
 /// The other side has reset the connection. Bytes may come before.
-pub fn expect_reset(mut stream: &TcpStream) {
+pub fn expect_reset(stream: &TcpStream) {
     let mut bytes = vec![0; CHUNK];
     loop {
-        match stream.read(&mut bytes) {
+        match read(stream, &mut bytes) {
             Ok(0) => panic!("the stream ended in order where a reset was expected"),
             Ok(_) => {}
             Err(error) => return assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
