@@ -10,7 +10,7 @@ use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::socket;
-use crate::rig::wait::wait_until;
+use crate::rig::wait::{wait_for, wait_until};
 
 /// A connection through a published port, both ends of it.
 fn call(
@@ -118,9 +118,13 @@ on_every_cell! {
             assert_eq!(peer, one.local_addr().unwrap());
             assert_eq!(peer.ip(), family.next_hop());
             exchange(&one, &other);
-            // The host's own loopback is not the guest's: such a client comes from the guest's own address.
-            let (one, other, peer) = call(&site.host, (family.loopback(), 8000), &listener);
-            assert_eq!(peer.ip(), family.guest());
+            // The host's own loopback is not the guest's: such a client comes from the guest's own address, once its worker
+            // has sockets of the guest's namespace, and until then from the gateway's.
+            let (one, other) = wait_for("a client to be joined to the guest's own socket", || {
+                let (one, other, peer) = call(&site.host, (family.loopback(), 8000), &listener);
+                assert!([family.guest(), family.gateway()].contains(&peer.ip()), "{peer}");
+                (peer.ip() == family.guest()).then_some((one, other))
+            });
             exchange(&one, &other);
             drop(one);
             expect_end(&other);
@@ -170,7 +174,7 @@ fn a_plain_user_may_publish_ports_above_1023() {
         assert_eq!(peer, one.local_addr().unwrap());
         exchange(&one, &other);
         let (one, other, peer) = call(&site.host, (family.loopback(), 8000), &listener);
-        assert_eq!(peer.ip(), family.guest());
+        assert!([family.guest(), family.gateway()].contains(&peer.ip()), "{peer}");
         exchange(&one, &other);
         let server = hythe.guest.udp(family.any(), 90);
         let client = site.far.udp(family.any(), 0);
@@ -343,7 +347,8 @@ fn forbidden(guest: &Netns, to: SocketAddr, listener: &TcpListener, server: &Udp
     let begun = Instant::now();
     let error = guest.connect(to).map(|_| ()).expect_err("a refusal");
     let kinds = [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::PermissionDenied];
-    assert!(kinds.contains(&error.kind()), "{to}: {error}");
+    // What the standard library says of a socket that was closed before it was looked at has no number.
+    assert!(kinds.contains(&error.kind()) || error.raw_os_error().is_none(), "{to}: {error}");
     let any: IpAddr = if to.is_ipv4() { Family::V4.any() } else { Family::V6.any() };
     let client = guest.udp(any, 0);
     guest.run(|| client.connect(to)).unwrap();
