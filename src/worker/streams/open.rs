@@ -75,8 +75,9 @@ impl Unanswerable {
     }
 }
 
-/// How long the guest has to answer a client's own address.
-const PROOF_NS: u64 = 1_000_000_000;
+/// How long the guest has to answer a client's own address: so long that it may ask twice who the gateway is (RFC 4861, 10:
+/// a neighbour solicitation is repeated after a second).
+const PROOF_NS: u64 = 1_500_000_000;
 
 /// Ports tried for a client that appears under the gateway's address while its own port is in use there.
 const PORTS_TRIED: u16 = 16;
