@@ -77,7 +77,7 @@ impl Unanswerable {
 
 /// How long the guest has to answer a client's own address: so long that it may ask twice who the gateway is (RFC 4861, 10:
 /// a neighbour solicitation is repeated after a second).
-const PROOF_NS: u64 = 1_500_000_000;
+const PROOF: Duration = Duration::from_millis(1500);
 
 /// Ports tried for a client that appears under the gateway's address while its own port is in use there.
 const PORTS_TRIED: u16 = 16;
@@ -558,8 +558,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let Origin::Inbound { client, unproven: true, publication, asked_both } = stream.origin else {
             return false;
         };
-        let asked = stream.relay.state() == State::Offering;
-        if !asked || now.since(stream.relay.last_heard()) < PROOF_NS {
+        if proof_due(stream).is_none_or(|due| now < due) {
             return false;
         }
         self.unanswerable.note(client.address, now);
@@ -626,6 +625,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.touch(new);
     }
+}
+
+/// When the guest has had its time to answer the client's own address.
+pub(super) fn proof_due<S>(stream: &Stream<S>) -> Option<Now> {
+    let asked = matches!(stream.origin, Origin::Inbound { unproven: true, .. })
+        && stream.relay.state() == State::Offering;
+    asked.then(|| stream.relay.last_heard() + PROOF)
 }
 
 /// 127.0.0.1 and ::1, the order in which a service on the host's loopback is looked for.

@@ -21,6 +21,7 @@ use super::super::Worker;
 use super::super::outbound::Part;
 #[cfg(feature = "sim")]
 use super::super::simulated::{Omission, omits};
+use super::open::proof_due;
 use super::{HostKind, Origin, Stream};
 
 /// Most spaces that one peek fills: 256 KiB.
@@ -412,7 +413,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             if stream.host.is_none() {
                 self.stream_is_over(slot, over);
             }
-        } else if let Some(deadline) = stream.relay.next_deadline(&config) {
+        } else if let Some(deadline) =
+            [stream.relay.next_deadline(&config), proof_due(stream)].into_iter().flatten().min()
+        {
             #[cfg(feature = "sim")]
             if omits(Omission::RearmTimeout) && stream.relay.send().backoffs() > 0 {
                 return;
