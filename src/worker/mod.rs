@@ -144,7 +144,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     /// Listeners for whose clients there is no descriptor, and when to look again.
     paused_listeners: Vec<u32>,
     listeners_resume: Option<Now>,
-    unanswerable: streams::open::Unanswerable,
+    unanswerable: streams::unanswerable::Unanswerable,
     buffers: streams::BufferCount,
 
     joins: Slab<joins::Join<S::Socket>>,
@@ -218,7 +218,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             waiting_listeners: Vec::new(),
             paused_listeners: Vec::new(),
             listeners_resume: None,
-            unanswerable: streams::open::Unanswerable::default(),
+            unanswerable: streams::unanswerable::Unanswerable::default(),
             buffers: streams::BufferCount::default(),
             joins: Slab::new(parts.flows_max),
             ready_joins: Vec::new(),

@@ -9,12 +9,14 @@
 //! * [`inbound`]: events of the host socket, and frames with its bytes
 //! * [`settle`]: the batch
 //! * [`rehome`]: another host side
+//! * [`unanswerable`]: clients that the guest cannot answer under their own address
 
 pub(super) mod inbound;
 pub(super) mod open;
 pub(super) mod outbound;
 mod rehome;
 pub(super) mod settle;
+pub(super) mod unanswerable;
 
 use std::cell::Cell;
 use std::collections::VecDeque;

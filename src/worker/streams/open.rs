@@ -7,14 +7,13 @@
 //! *Inbound*: the host has accepted a client already when the guest is asked (no kernel asks first). A guest that
 //! refuses makes the client's connection end with a reset, and the slow path stop listening for a while.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::exchange::mail::{Publication, Service, ToSlow};
 use crate::flow::key::{FlowKey, Protocol};
 use crate::flow::slab::Slot;
 use crate::flow::table::{Handle, InsertError};
-use crate::frame::address::{Address, Endpoint};
+use crate::frame::address::Endpoint;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{IcmpError, Quoted};
 use crate::frame::tcp::{self, SegmentHead, Seq};
@@ -41,37 +40,6 @@ pub(in crate::worker) struct Listener<S> {
 impl<S> Listener<S> {
     pub fn token(&self) -> Token {
         Token { kind: token_kind::LISTENER, slot: Slot { index: self.index, generation: 0 } }
-    }
-}
-
-/// Prefixes whose clients the guest turned out not to answer: networks that it takes for its own.
-#[derive(Default)]
-pub(in crate::worker) struct Unanswerable(HashMap<Address, Now>);
-
-impl Unanswerable {
-    const KEPT: usize = 1024;
-    /// A network of the guest's may go away again.
-    const VALID_NS: u64 = 600 * 1_000_000_000;
-
-    fn prefix(client: Address) -> Address {
-        let mut octets = client.octets();
-        let host_bytes = if client.is_v4() { 1 } else { 8 };
-        octets[16 - host_bytes..].fill(0);
-        Address::v6(octets)
-    }
-
-    fn note(&mut self, client: Address, now: Now) {
-        if self.0.len() >= Self::KEPT {
-            self.0.retain(|_, since| now.since(*since) < Self::VALID_NS / 2);
-        }
-        // Beyond that, each client of a new prefix waits for its proof.
-        if self.0.len() < Self::KEPT {
-            self.0.insert(Self::prefix(client), now);
-        }
-    }
-
-    fn contains(&self, client: Address, now: Now) -> bool {
-        self.0.get(&Self::prefix(client)).is_some_and(|since| now.since(*since) < Self::VALID_NS)
     }
 }
 
@@ -665,19 +633,6 @@ enum NotInserted<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_silent_prefix_is_remembered_for_a_while_and_no_other() {
-        let mut unanswerable = Unanswerable::default();
-        let now = Now(1);
-        let client = |text: &str| Address::from(text.parse::<std::net::IpAddr>().unwrap());
-        unanswerable.note(client("172.17.0.9"), now);
-        unanswerable.note(client("2001:db8::9"), now);
-        assert!(unanswerable.contains(client("172.17.0.77"), now));
-        assert!(unanswerable.contains(client("2001:db8::1:2"), now));
-        assert!(!unanswerable.contains(client("172.17.1.9"), now));
-        assert!(!unanswerable.contains(client("172.17.0.9"), Now(now.0 + Unanswerable::VALID_NS)));
-    }
 
     #[test]
     fn stand_in_ports_are_unprivileged_and_differ() {
