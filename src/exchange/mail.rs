@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::flow::slab::Slot;
-use crate::frame::address::Endpoint;
+use crate::frame::address::{Address, Endpoint};
 use crate::frame::drop_reason::DropReason;
 use crate::frame::offload::Offload;
 use crate::frame::view::HEAD_LEN;
@@ -80,6 +80,8 @@ pub enum ToRecorder {
 
 /// What a worker is told; `S` is a socket.
 pub enum ToWorker<S> {
+    /// The guest does not answer this client's own address, nor those of its network.
+    Unanswerable(Address),
     /// A whole frame for the guest, checksums complete.
     FrameToGuest(Vec<u8>),
     /// A frame from the guest that belongs here.

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::exchange::mail::{Publication, Service, ToSlow};
+use crate::exchange::mail::{Publication, Service, ToSlow, ToWorker};
 use crate::flow::key::{FlowKey, Protocol};
 use crate::flow::slab::Slot;
 use crate::flow::table::{Handle, InsertError};
@@ -530,6 +530,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return false;
         }
         self.unanswerable.note(client.address, now);
+        for (id, worker) in self.workers.iter().enumerate() {
+            if id != usize::from(self.id) {
+                // One that does not hear of it finds out by itself.
+                let _ = worker.put(ToWorker::Unanswerable(client.address));
+            }
+        }
         let origin = Origin::Inbound { publication, client, unproven: false, asked_both };
         let keys = self.inbound_keys(stream.key.guest.port, client, now);
         self.ask_again(slot, keys, origin, now);
