@@ -145,7 +145,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     paused_listeners: Vec<u32>,
     listeners_resume: Option<Now>,
     unanswerable: streams::unanswerable::Unanswerable,
-    buffers: streams::BufferCount,
+    buffers: streams::buffer::BufferCount,
 
     joins: Slab<joins::Join<S::Socket>>,
     ready_joins: Vec<Slot>,
@@ -219,7 +219,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             paused_listeners: Vec::new(),
             listeners_resume: None,
             unanswerable: streams::unanswerable::Unanswerable::default(),
-            buffers: streams::BufferCount::default(),
+            buffers: streams::buffer::BufferCount::default(),
             joins: Slab::new(parts.flows_max),
             ready_joins: Vec::new(),
             guest_sockets: joins::GuestSockets::new(parts.guest_in_kernel),
@@ -314,7 +314,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.submit_datagrams();
         self.engine.run(&mut self.operations);
         self.conclude_streams(now);
-        self.conclude_datagrams(now);
+        self.conclude_datagrams();
         self.conclude_receives(now);
         self.pump_joins();
     }
@@ -354,7 +354,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 token_kind::WAKER => self.waker.clear(),
                 token_kind::STREAM => self.stream_event(event, now),
                 token_kind::LISTENER => self.accept_clients(event.token.slot.index, now),
-                token_kind::MAPPING => self.mapping_event(event, now),
+                token_kind::MAPPING => self.mapping_event(event),
                 token_kind::JOIN_CLIENT => self.join_event(event, false),
                 token_kind::JOIN_GUEST => self.join_event(event, true),
                 _ => {}

@@ -91,7 +91,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             sockets: self.admission.sockets(),
             connects: self.admission.connects(),
             deadlines: self.stream_timers.armed() + self.datagram_timers.armed(),
-            buffered_bytes_max: buffers.map(super::streams::Buffer::bytes).max().unwrap_or(0),
+            buffered_bytes_max: buffers.map(super::streams::buffer::Buffer::bytes).max().unwrap_or(0),
         }
     }
 

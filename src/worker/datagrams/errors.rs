@@ -8,12 +8,12 @@ use crate::flow::slab::Slot;
 use crate::frame::address::Endpoint;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{self, Echo, IcmpError, Quoted};
+use crate::frame::protocol;
 use crate::frame::view::IpHead;
 use crate::host::Sockets;
 use crate::host::engine::Engine;
 use crate::host::errors::{Answer, IcmpReport, QueuedError, SocketError};
 use crate::link::Link;
-use crate::time::Now;
 
 use super::super::Worker;
 use super::MappingKind;
@@ -32,23 +32,9 @@ pub struct Drained {
     pub too_big: Option<IcmpReport>,
 }
 
-fn protocol_number(protocol: Protocol, v4: bool) -> u8 {
-    match protocol {
-        Protocol::Udp => 17,
-        Protocol::Tcp => 6,
-        Protocol::Echo => {
-            if v4 {
-                1
-            } else {
-                58
-            }
-        }
-    }
-}
-
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Tells the guest what the error queue of a mapping says.
-    pub(in crate::worker) fn drain_errors(&mut self, mapping: Slot, _now: Now) -> Drained {
+    pub(in crate::worker) fn drain_errors(&mut self, mapping: Slot) -> Drained {
         let mut drained = Drained::default();
         for _ in 0..ERRORS_AT_ONCE {
             let Some(record) = self.mappings.get(mapping) else { break };
@@ -102,7 +88,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             traffic_class: 0,
             dont_fragment: true,
         };
-        let protocol = protocol_number(key.protocol, key.guest.address.is_v4());
+        let protocol = match key.protocol {
+            Protocol::Tcp => protocol::TCP,
+            Protocol::Udp => protocol::UDP,
+            Protocol::Echo => protocol::icmp(key.guest.address.is_v4()),
+        };
         self.tell_icmp(report, &Quoted { ip, protocol, len, bytes });
     }
 

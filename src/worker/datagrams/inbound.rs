@@ -8,7 +8,7 @@ use crate::frame::drop_reason::DropReason;
 use crate::frame::icmp::{self, ECHO_LEN};
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::view::ETHERNET_LEN;
-use crate::frame::{datagram, fragment};
+use crate::frame::{datagram, fragment, protocol};
 use crate::host::control::{self, ReceiveControl};
 use crate::host::engine::{Engine, Event};
 use crate::host::{EchoKind, HostSocket, Sockets};
@@ -41,10 +41,10 @@ pub(in crate::worker) struct Incoming {
 
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Something happened on a mapping's socket.
-    pub(in crate::worker) fn mapping_event(&mut self, event: Event, now: Now) {
+    pub(in crate::worker) fn mapping_event(&mut self, event: Event) {
         let slot = event.token.slot;
         if event.failed {
-            self.drain_errors(slot, now);
+            self.drain_errors(slot);
         }
         if event.readable || event.closed {
             self.queue_mapping(slot);
@@ -93,15 +93,22 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 mapping.queued = false;
             }
         }
-        // Those for which no space was left come first in the next pass.
-        let was_read = |slot: &Slot| incoming.iter().any(|one| one.mapping == *slot);
-        for slot in queued.iter().filter(|slot| !was_read(slot)) {
-            self.queue_mapping(*slot);
-        }
-        for slot in queued.iter().filter(|slot| was_read(slot)) {
+        // The receives of a mapping stand together, in the order of the mappings. Those at the end for which no space was
+        // left come first in the next pass.
+        let mut rest = incoming.as_slice();
+        let mut unread = 0;
+        for slot in &queued {
+            let len = rest.iter().take_while(|one| one.mapping == *slot).count();
+            let (own, others) = rest.split_at(len);
+            rest = others;
+            if own.is_empty() {
+                self.queue_mapping(*slot);
+                unread += usize::from(self.mappings.get(*slot).is_some());
+                continue;
+            }
             let mut received = 0;
             let mut drained = false;
-            for one in incoming.iter().filter(|one| one.mapping == *slot) {
+            for one in own {
                 match self.operations.result(one.operation) {
                     Ok(len) => {
                         received += 1;
@@ -123,6 +130,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 self.queue_mapping(*slot);
             }
         }
+        self.readable_mappings.rotate_right(unread);
         self.incoming = incoming;
         self.incoming.clear();
         queued.clear();
@@ -304,7 +312,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Sends a copy of a datagram, in fragments where it is larger than the guest's MTU.
     fn copy_udp(&mut self, key: &FlowKey, route: &Route, payload: &[u8]) {
         match datagram::whole(route, key.remote.port, key.guest.port, payload) {
-            Some(frame) => self.send_in_fragments(&frame, route, 17),
+            Some(frame) => self.send_in_fragments(&frame, route, protocol::UDP),
             None => self.drop_frame(DropReason::TooLarge),
         }
     }
@@ -325,7 +333,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let mut frame = vec![0; ETHERNET_LEN + 40 + message.len()];
         let len = build::icmp(&mut frame, route, &message);
         self.counters.add(Metric::DatagramsIn, 1);
-        self.send_in_fragments(&frame[..len], route, if v4 { 1 } else { 58 });
+        self.send_in_fragments(&frame[..len], route, protocol::icmp(v4));
     }
 }
 

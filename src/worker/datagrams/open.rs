@@ -120,7 +120,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 .map(|EchoSocket { socket, id, kind }| (socket, MappingKind::Echo { id, kind }))
                 .map_err(|_| DropReason::EchoUnavailable),
             _ => self
-                .open_udp_like(guest)
+                .open_udp(guest)
                 .map(|socket| (socket, MappingKind::Udp))
                 .map_err(|_| DropReason::DescriptorBudget),
         };
@@ -134,7 +134,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// A socket on the guest's own port where that may be had, else on another.
-    fn open_udp_like(&mut self, guest: Endpoint) -> std::io::Result<S::Socket> {
+    fn open_udp(&mut self, guest: Endpoint) -> std::io::Result<S::Socket> {
         let v4 = guest.address.is_v4();
         let wish = self.ports.wish(guest).filter(|_| self.kept_ports < KEPT_PORTS_MAX);
         match wish {

@@ -239,7 +239,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Looks at what came of the sends.
-    pub(in crate::worker) fn conclude_datagrams(&mut self, now: Now) {
+    pub(in crate::worker) fn conclude_datagrams(&mut self) {
         for index in 0..self.outgoing.len() {
             let outgoing = self.outgoing[index];
             let Some(operation) = outgoing.operation else {
@@ -247,14 +247,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 continue;
             };
             if let Err(error) = self.operations.result(operation) {
-                self.send_failed(index, error.raw_os_error().unwrap_or(libc::EIO), now);
+                self.send_failed(index, error.raw_os_error().unwrap_or(libc::EIO));
             }
         }
         self.outgoing.clear();
     }
 
     /// A send failed: perhaps because of another destination, perhaps because the run cannot stay together.
-    fn send_failed(&mut self, index: usize, number: i32, now: Now) {
+    fn send_failed(&mut self, index: usize, number: i32) {
         let outgoing = self.outgoing[index];
         if number == libc::EAGAIN || number == libc::ENOBUFS {
             (0..outgoing.count).for_each(|_| self.drop_frame(DropReason::SocketFull));
@@ -262,7 +262,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         // An error of one destination fails the next send to any (udp(7)): it is told, and the send made again. A run
         // larger than a path's MTU fails as a whole, without an entry in the queue: it is sent one by one.
-        let drained = self.drain_errors(outgoing.mapping, now);
+        let drained = self.drain_errors(outgoing.mapping);
         let whole = outgoing.count == 1;
         if let Some(report) = drained.too_big.filter(|_| whole && number == libc::EMSGSIZE) {
             self.datagram_too_big(&outgoing, report);
@@ -275,7 +275,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.engine.run(&mut again);
         for send in sends {
             let Err(error) = again.result(send) else { continue };
-            match self.drain_errors(outgoing.mapping, now) {
+            match self.drain_errors(outgoing.mapping) {
                 Drained { too_big: Some(report), .. } => self.datagram_too_big(&outgoing, report),
                 Drained { any: true, .. } => {}
                 Drained { any: false, .. } => {

@@ -358,8 +358,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let (fd, publication) = (listener.socket.fd(), listener.publication);
         for _ in 0..ACCEPTED_AT_ONCE {
             match self.sockets.accept(fd) {
-                Ok(Some(accepted)) => {
-                    let mut accepted = accepted;
+                Ok(Some(mut accepted)) => {
                     if accepted.peer.address.is_loopback() {
                         match self.join_client(publication, accepted.socket) {
                             Some(client) => accepted.socket = client,
