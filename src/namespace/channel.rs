@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg,
     sendmsg, shutdown, socketpair,
@@ -172,7 +173,8 @@ impl Channel {
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let received = loop {
                 match recvmsg::<()>(self.0.as_raw_fd(), &mut pieces, Some(&mut control), flags) {
-                    Err(nix::errno::Errno::EINTR) => {}
+                    // The other end closed with words of ours unread: told once, before what it said last (unix(7)).
+                    Err(Errno::EINTR | Errno::ECONNRESET) => {}
                     other => break other?,
                 }
             };
@@ -238,6 +240,16 @@ mod tests {
             assert_eq!((received, descriptors.len()), (message, 3));
         }
         drop(helper);
+        assert!(hythe.receive_from_helper().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_was_said_last_is_heard_although_the_other_end_closed_without_listening() {
+        let (hythe, helper) = Channel::pair().unwrap();
+        hythe.send(&ToHelper::Go).unwrap();
+        helper.report(&FromHelper::Exited(5), &[]).unwrap();
+        drop(helper);
+        assert_eq!(hythe.receive_from_helper().unwrap().unwrap().0, FromHelper::Exited(5));
         assert!(hythe.receive_from_helper().unwrap().is_none());
     }
 }

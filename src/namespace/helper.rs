@@ -51,7 +51,19 @@ struct Helper<'p> {
 impl Helper<'_> {
     fn live(&mut self) -> u8 {
         match self.set_up() {
-            Ok(()) => self.serve().unwrap_or(125),
+            Ok(()) => {
+                let served = self.serve();
+                // However it ended: nothing is to be left.
+                Self::end_descendants();
+                match served {
+                    Ok(Some(status)) => {
+                        let _ = self.channel.report(&FromHelper::Exited(status), &[]);
+                        0
+                    }
+                    Ok(None) => 0,
+                    Err(_) => 125,
+                }
+            }
             Err(message) => {
                 // hythe says it; if hythe is gone there is nobody to tell.
                 let _ = self.channel.report(&FromHelper::Failed(message), &[]);
@@ -129,8 +141,8 @@ impl Helper<'_> {
         }
     }
 
-    /// Serves until hythe or the command ends; returns the exit status.
-    fn serve(&mut self) -> io::Result<u8> {
+    /// Serves until hythe or the command ends; returns the command's exit status if it was the command.
+    fn serve(&mut self) -> io::Result<Option<u8>> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
@@ -143,9 +155,7 @@ impl Helper<'_> {
             if from_children {
                 while children.read_signal()?.is_some() {}
                 if let Some(status) = self.reap() {
-                    Self::end_descendants();
-                    let _ = self.channel.report(&FromHelper::Exited(status), &[]);
-                    return Ok(0);
+                    return Ok(Some(status));
                 }
             }
             // The end of the broker's channel comes with that of the other one.
@@ -155,10 +165,7 @@ impl Helper<'_> {
                 self.open_sockets(count, v4)?;
             }
             if from_hythe {
-                let Some(message) = self.channel.receive_from_hythe()? else {
-                    Self::end_descendants();
-                    return Ok(0);
-                };
+                let Some(message) = self.channel.receive_from_hythe()? else { return Ok(None) };
                 self.obey(&message)?;
             }
         }

@@ -5,7 +5,7 @@
 //! in another mount namespace, which is how the host's file is replaced. So the directory is watched, and what comes
 //! to be there is covered again.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -25,8 +25,8 @@ pub struct Cover {
     content: String,
     /// Tells of entries that come to be in the directory. Without it, what replaces the host's file is seen.
     inotify: Option<Inotify>,
-    /// Device and inode of what was mounted last.
-    shown: Option<(u64, u64)>,
+    /// What was mounted last, kept open: the number of its inode is not given to another file while it is held.
+    shown: Option<File>,
 }
 
 impl Cover {
@@ -59,25 +59,31 @@ impl Cover {
     /// Covers the entry, unless it is covered. Fails with `NotFound` where there is no entry: a mount needs one, and
     /// to make one would be to change the host's directory.
     pub fn lay(&mut self) -> io::Result<()> {
-        if self.shown.is_some() && identity(&self.entry).ok() == self.shown {
+        if self.is_laid() {
             return Ok(());
         }
         // The entry, not what it points to.
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let target = open(&self.entry, flags, Mode::empty())?;
         let target = format!("/proc/self/fd/{}", target.as_fd().as_raw_fd());
-        self.with_file(|file| {
+        self.shown = Some(self.with_file(|file| {
             let none: Option<&str> = None;
             mount(Some(file), target.as_str(), none, MsFlags::MS_BIND, none)?;
             Ok(())
-        })?;
-        self.shown = identity(&self.entry).ok();
+        })?);
         Ok(())
     }
 
+    /// Whether what is to be seen at the entry, links not followed, is what was mounted last.
+    fn is_laid(&self) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let shown = self.shown.as_ref().and_then(|file| file.metadata().ok()).map(identity);
+        shown.is_some() && shown == fs::symlink_metadata(&self.entry).ok().map(identity)
+    }
+
     /// Calls `task` with a file that everybody may read, in a directory that nobody else may enter, under a name that
-    /// nobody could take before. Its names are gone afterwards; a mount keeps the file.
-    fn with_file(&self, task: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    /// nobody could take before; returns it. Its names are gone afterwards; a mount keeps the file.
+    fn with_file(&self, task: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<File> {
         // mkdtemp(3) puts a name of its own in the place of the last six letters.
         let name = format!("hythe-{}", "X".repeat(6));
         let template = |directory: &Path| mkdtemp(&directory.join(&name));
@@ -86,9 +92,10 @@ impl Cover {
         let written = File::create_new(&path).and_then(|mut file| {
             file.write_all(self.content.as_bytes())?;
             // Whatever the umask is.
-            file.set_permissions(Permissions::from_mode(0o644))
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            Ok(file)
         });
-        let done = written.and_then(|()| task(&path));
+        let done = written.and_then(|file| task(&path).map(|()| file));
         let _ = fs::remove_file(&path);
         let _ = fs::remove_dir(&directory);
         done
@@ -99,11 +106,6 @@ fn watch(directory: &Path) -> nix::Result<Inotify> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     inotify.add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
     Ok(inotify)
-}
-
-/// What an entry is, links not followed.
-fn identity(entry: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(entry).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 #[cfg(test)]
