@@ -11,6 +11,7 @@ pub mod frame;
 pub mod host;
 pub mod io;
 pub mod link;
+pub mod monitor;
 pub mod namespace;
 pub mod netlink;
 pub mod node;

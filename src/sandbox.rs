@@ -18,6 +18,7 @@ use seccompiler::{
 
 use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
+use crate::monitor::session;
 use crate::observe::recorder;
 use crate::{exchange, slow};
 
@@ -71,6 +72,8 @@ pub enum Thread {
     Slow,
     /// The writer of captures.
     Recorder,
+    /// What speaks with the front-end of a virtual machine.
+    Link,
     /// The first thread, which waits for signals and for the end.
     Main,
 }
@@ -148,6 +151,7 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
             vec![slow::SYSTEM_CALLS, slow::dns::SYSTEM_CALLS, listen::SYSTEM_CALLS, exchange::SYSTEM_CALLS]
         }
         Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
+        Thread::Link => vec![session::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
         Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()
@@ -169,6 +173,9 @@ fn rules(thread: Thread, call: c_long) -> Result<Vec<SeccompRule>, SandboxError>
         libc::SYS_tgkill => vec![vec![is(0, std::process::id() as i32)]],
         _ => Vec::new(),
     };
+    if (call, thread) == (libc::SYS_socket, Thread::Link) {
+        rules = vec![vec![is(0, libc::AF_UNIX), is_type(1, libc::SOCK_STREAM)]];
+    }
     if (call, thread) == (libc::SYS_socket, Thread::Slow) {
         // The C library asks by such a socket which interface a name belongs to.
         rules.push(vec![is(0, libc::AF_UNIX), is_type(1, libc::SOCK_DGRAM)]);
@@ -232,7 +239,8 @@ mod tests {
             libc::SYS_bpf,
         ];
         let workers = [EngineKind::IoUring, EngineKind::Epoll].map(Thread::Worker);
-        for thread in workers.into_iter().chain([Thread::Slow, Thread::Recorder, Thread::Main]) {
+        for thread in workers.into_iter().chain([Thread::Slow, Thread::Recorder, Thread::Link, Thread::Main])
+        {
             let allowed = system_calls(thread);
             for call in forbidden {
                 assert!(!allowed.contains(&call), "{thread:?} may call {call}");

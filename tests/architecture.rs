@@ -24,7 +24,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["frame", "host", "netlink", "policy"]),
     ("namespace", &["config", "frame", "host", "link", "netlink"]),
     ("slow", &["exchange", "frame", "host", "namespace", "netlink", "observe", "policy", "relay", "time"]),
-    ("sandbox", &["exchange", "host", "observe", "slow"]),
+    ("monitor", &["frame", "link"]),
+    ("sandbox", &["exchange", "host", "monitor", "observe", "slow"]),
     (
         "node",
         &[
@@ -33,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "flow",
             "host",
             "link",
+            "monitor",
             "namespace",
             "netlink",
             "observe",
@@ -43,7 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("cli", &["config", "host", "link", "namespace", "netlink", "node", "slow"]),
+    ("cli", &["config", "host", "link", "monitor", "namespace", "netlink", "node", "policy", "slow"]),
 ];
 
 /// The simulation takes the place of everything at the edges, so it may see everything below the worker, and it.

@@ -16,7 +16,8 @@ use crate::link::tap::{Created, Tap};
 use crate::namespace::channel::FromHelper;
 use crate::namespace::{Departure, Namespace, Plan, Target};
 use crate::netlink::HostNetwork;
-use crate::node::{Node, Provisions};
+use crate::node::{Guest as GuestParts, Node, Provisions};
+use crate::policy::guest_mac::GuestMac;
 use crate::slow::dns::ResolvConf;
 
 /// Serves a guest until it ends; returns the exit status.
@@ -50,7 +51,9 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     let Created { queues, udp_segmentation } = tap;
     let links: Vec<Tap> =
         queues.into_iter().map(|queue| Tap::new(queue, config.mtu, udp_segmentation)).collect();
-    let node = Node::start(&config, provisions, links, search, namespace.broker.take())?;
+    let mac = GuestMac::given(config.guest_mac);
+    let parts = GuestParts { links, mac, search, broker: namespace.broker.take(), service: None };
+    let node = Node::start(&config, provisions, parts)?;
     namespace.go().context("the helper process is gone")?;
     let mut guest = Guest { namespace, node, signals, departure, runs_command };
     let status = guest.wait();
@@ -80,7 +83,7 @@ fn set_up(namespace: &mut Namespace, signals: &Signals) -> anyhow::Result<Contro
 }
 
 /// Waits until one of some descriptors can be read; says which.
-fn readable<'f>(fds: impl IntoIterator<Item = BorrowedFd<'f>>) -> anyhow::Result<[bool; 4]> {
+pub fn readable<'f>(fds: impl IntoIterator<Item = BorrowedFd<'f>>) -> anyhow::Result<[bool; 4]> {
     let mut fds: Vec<PollFd<'_>> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     match poll(&mut fds, PollTimeout::NONE) {
         Err(nix::errno::Errno::EINTR) => return Ok([false; 4]),

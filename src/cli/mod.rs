@@ -2,6 +2,7 @@
 
 mod guest;
 mod signals;
+mod vm;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -43,6 +44,15 @@ enum Command {
         #[command(flatten)]
         target: AttachTarget,
     },
+    /// Serve a virtual machine, over vhost-user
+    ///
+    /// The machine may come before or after hythe, go, and come again. Serves until it is told to end.
+    Vm {
+        #[command(flatten)]
+        options: Box<Options>,
+        #[command(flatten)]
+        monitor: vm::Monitor,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -60,6 +70,11 @@ impl Cli {
     /// Does what the command line says; returns the exit status.
     pub fn run(self) -> anyhow::Result<u8> {
         let (options, target): (Box<Options>, Target) = match self.command {
+            Command::Vm { options, monitor } => {
+                let options = options.with_file()?;
+                log(options.verbose, options.log_format.unwrap_or_default());
+                return vm::serve(options, &monitor);
+            }
             Command::Run { options, command } => (options, Target::Run { command }),
             Command::Attach { options, target: AttachTarget { netns: Some(path), .. } } => {
                 (options, Target::Path(path))

@@ -35,6 +35,16 @@ pub struct Head {
 /// The longest head that is written here: Ethernet, IPv6, TCP with all options.
 pub const HEAD_MAX: usize = ETHERNET_LEN + 40 + tcp::HEADER_MAX;
 
+/// The length of the head of a TCP segment whose own header has `header_len` bytes.
+pub fn tcp_head_len(v4: bool, header_len: usize) -> usize {
+    ETHERNET_LEN + if v4 { 20 } else { 40 } + header_len
+}
+
+/// The length of the head of a UDP datagram.
+pub fn udp_head_len(v4: bool) -> usize {
+    ETHERNET_LEN + if v4 { 20 } else { 40 } + 8
+}
+
 /// Writes Ethernet and IP for `payload_len` bytes behind them; returns the length written.
 fn ip(out: &mut [u8], route: &Route, protocol: u8, payload_len: usize, fragment: Option<Fragment>) -> usize {
     out[0..6].copy_from_slice(&route.destination_mac.0);

@@ -67,6 +67,8 @@ drop_reasons! {
     WorkerFull => "worker_full",
     /// The guest offers no buffer for inbound frames.
     LinkFull => "link_full",
+    /// The guest's driver broke the rules of its ring: the queue was given up.
+    QueueFault => "queue_fault",
     /// The host socket's send buffer is full (datagrams only; streams never drop).
     SocketFull => "socket_full",
     /// The host refused a datagram for a reason that has no ICMP form.

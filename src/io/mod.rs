@@ -61,6 +61,14 @@ impl Piece {
         unsafe { std::ptr::copy_nonoverlapping(self.start(), out[at..].as_mut_ptr(), self.len()) }
     }
 
+    /// Copies the first bytes out, as many as `out` has room for; returns how many.
+    pub fn copy_out(&self, out: &mut [u8]) -> usize {
+        let len = out.len().min(self.len());
+        // SAFETY: as in `copy_to`.
+        unsafe { std::ptr::copy_nonoverlapping(self.start(), out.as_mut_ptr(), len) };
+        len
+    }
+
     /// Copies bytes in; returns how many fitted.
     pub fn copy_from(&self, bytes: &[u8]) -> usize {
         let len = bytes.len().min(self.len());

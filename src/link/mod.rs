@@ -4,8 +4,14 @@
 //! payload stays where the link has it and is handed out as pieces, valid until the batch is released. *Inbound*,
 //! space: room for one frame, into whose pieces the kernel writes payload directly; it is committed with a head in
 //! front, or cancelled. A link fills batches of operations but runs none; the worker does.
+//!
+//! Space is reserved *ahead*, for bytes that may come or not, or for a frame that is complete. In a virtio ring the
+//! guest's buffers go back in the order in which they came, so a space ahead that stays empty is in the way of all
+//! behind it: a link may let one consumer at a time reserve ahead, and the others wait for the next pass.
 
 pub mod tap;
+pub mod vhost_user;
+pub mod virtqueue;
 
 use std::os::fd::RawFd;
 
@@ -43,6 +49,25 @@ pub struct Space {
     pub capacity: usize,
 }
 
+/// Payload that may come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ahead {
+    /// Bytes of a stream, up to so many. A space may be smaller.
+    Bytes(usize),
+    /// A datagram, or a run of them, of up to so many bytes. It must fit whole.
+    Datagram(usize),
+}
+
+/// What has changed about a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct News {
+    /// The guest has gone, and with it its side of every flow.
+    pub guest_gone: bool,
+}
+
+/// Descriptors of one link that are watched.
+pub const READY_FDS: usize = 2;
+
 /// The head of a frame to the guest, and what is said about the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct InboundHead<'h> {
@@ -72,8 +97,37 @@ pub trait Link {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// The descriptor that becomes readable when frames come.
-    fn ready_fd(&self) -> RawFd;
+    /// The descriptors that become readable when frames come, or room for frames to the guest.
+    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS];
+
+    /// One of them became readable.
+    fn woken(&mut self, _which: usize) {}
+
+    /// Whether frames, or room that was waited for, are there already: a look at memory, no system call.
+    fn has_work(&self) -> bool {
+        false
+    }
+
+    /// Whether the guest's buffers did not suffice: there is nothing to be sent before it offers more.
+    fn wants_room(&self) -> bool {
+        false
+    }
+
+    /// The worker is about to sleep until one of the descriptors is readable: whoever makes them so is asked to. Returns
+    /// whether there is nothing yet.
+    fn prepare_sleep(&mut self) -> bool {
+        true
+    }
+
+    /// Whether something about the link itself is to change, by [`Self::take_news`].
+    fn has_news(&self) -> bool {
+        false
+    }
+
+    /// Changes what is to change. No operation is in flight, and no descriptor of the link is watched.
+    fn take_news(&mut self) -> News {
+        News::default()
+    }
 
     /// Adds the operations that receive the next batch. The last batch must have been released.
     fn begin_receive(&mut self, operations: &mut Operations);
@@ -90,15 +144,19 @@ pub trait Link {
     /// The batch's frames and pieces are not used any more.
     fn release(&mut self);
 
-    /// Room for a frame with a head of `head_len` bytes and up to `payload_len` bytes of payload; `None` when the
-    /// guest, or the batch, has no room.
-    fn reserve(&mut self, head_len: usize, payload_len: usize) -> Option<Space>;
+    /// Whether there is something to publish.
+    fn has_unpublished(&self) -> bool;
 
-    /// Whether a space may be reserved for bytes that have yet to come. The last ones are kept for frames that are
-    /// complete: an acknowledgement must never fail because every space waits for bytes.
-    fn may_reserve_ahead(&self) -> bool {
-        true
-    }
+    /// Room for a frame that is complete, with up to `payload_len` bytes of payload; `None` when the guest, or the batch,
+    /// has no room.
+    fn reserve(&mut self, payload_len: usize) -> Option<Space>;
+
+    /// Whether another consumer, a socket, may reserve spaces ahead in this pass.
+    fn may_reserve_ahead(&self) -> bool;
+
+    /// Room for a frame with a head of `head_len` bytes, whose payload has yet to come. Some room is kept for frames that
+    /// are complete: an acknowledgement must never fail because every space waits for bytes.
+    fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space>;
 
     /// Hands the pieces for the payload to `take`.
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece));
@@ -109,11 +167,16 @@ pub trait Link {
     /// Nothing came into `space`.
     fn cancel(&mut self, space: Space);
 
-    /// Adds the operations that pass committed frames on.
+    /// Adds the operations that pass committed frames on, and tell the guest of them.
     fn begin_publish(&mut self, operations: &mut Operations);
 
     /// Takes in what those operations gave; returns how many frames the guest did not take.
     fn end_publish(&mut self, operations: &Operations) -> usize;
+
+    /// How many queues have failed since this was asked last: their drivers broke the rules.
+    fn take_faults(&mut self) -> usize {
+        0
+    }
 
     /// Whether the link is gone for good.
     fn is_closed(&self) -> bool;

@@ -9,7 +9,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use super::{Capabilities, InboundHead, Link, OutboundFrame, Received, Space};
+use super::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Received, Space};
 use crate::frame::build::HEAD_MAX;
 use crate::frame::offload::{HEADER_LEN, Offload};
 use crate::frame::view::{ETHERNET_LEN, HEAD_LEN};
@@ -78,8 +78,8 @@ impl Link for Tap {
         self.capabilities
     }
 
-    fn ready_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
+        [Some(self.fd.as_raw_fd()), None]
     }
 
     fn begin_receive(&mut self, operations: &mut Operations) {
@@ -134,13 +134,22 @@ impl Link for Tap {
         self.frames.clear();
     }
 
-    fn reserve(&mut self, _head_len: usize, payload_len: usize) -> Option<Space> {
+    fn has_unpublished(&self) -> bool {
+        !self.committed.is_empty()
+    }
+
+    fn reserve(&mut self, payload_len: usize) -> Option<Space> {
         let capacity = payload_len.min(FRAME_MAX);
         self.free.pop().map(|index| Space { index, capacity })
     }
 
     fn may_reserve_ahead(&self) -> bool {
         self.free.len() > SPACES_KEPT
+    }
+
+    fn reserve_ahead(&mut self, _head_len: usize, payload: Ahead) -> Option<Space> {
+        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
+        if self.may_reserve_ahead() { self.reserve(len) } else { None }
     }
 
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {

@@ -23,9 +23,11 @@ use crate::host::RESOLV_CONF;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
 use crate::link::Link;
+use crate::monitor::session::Wake;
 use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
 use crate::observe::recorder::Recorder;
+use crate::policy::guest_mac::GuestMac;
 use crate::policy::publish::PublishedProtocol;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
@@ -88,6 +90,23 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
 
 type WorkerMail = Mailbox<ToWorker<OwnedFd>>;
 
+/// What a link has to do beside its frames, on a thread of its own: it gets what wakes each worker.
+pub type Service = Box<dyn FnOnce(Vec<Wake>) + Send>;
+
+/// What a node serves.
+pub struct Guest<L> {
+    /// The links, one a worker.
+    pub links: Vec<L>,
+    /// The guest's MAC.
+    pub mac: GuestMac,
+    /// The host's search domains.
+    pub search: Vec<String>,
+    /// The way to sockets of the guest's namespace, where it is one of this kernel.
+    pub broker: Option<Channel>,
+    /// What the link does on a thread of its own, if anything.
+    pub service: Option<Service>,
+}
+
 /// A running node.
 pub struct Node {
     workers: Vec<JoinHandle<()>>,
@@ -107,15 +126,13 @@ fn secret() -> [u64; 2] {
 }
 
 impl Node {
-    /// Starts the threads, one worker a link. `search` are the host's search domains, `broker` is the way to sockets of
-    /// the guest's namespace where it is one of this kernel.
+    /// Starts the threads, one worker a link.
     pub fn start<L: Link + Send + 'static>(
         config: &Config,
         mut provisions: Provisions,
-        links: Vec<L>,
-        search: Vec<String>,
-        broker: Option<Channel>,
+        guest: Guest<L>,
     ) -> Result<Self, NodeError> {
+        let Guest { links, mac: guest_mac, search, broker, service } = guest;
         let count = links.len();
         let eventfd = || Waker::new().map(Arc::new).map_err(system("cannot make an eventfd"));
         let wakers: Vec<Arc<Waker>> = (0..count).map(|_| eventfd()).collect::<Result<_, _>>()?;
@@ -155,13 +172,7 @@ impl Node {
                 published.add(*publication, handles);
             }
         }
-        let mut inherited: Vec<Vec<(Publication, OwnedFd)>> = (0..count).map(|_| Vec::new()).collect();
-        for (publication, sockets) in std::mem::take(&mut provisions.listeners) {
-            for (index, socket) in sockets.into_iter().enumerate() {
-                // A UDP port has one socket: ports are dealt to the workers in turn.
-                inherited[(publication.id as usize + index) % count].push((publication, socket));
-            }
-        }
+        let mut inherited = deal(std::mem::take(&mut provisions.listeners), count);
 
         let mut workers = Vec::new();
         for (id, link) in links.into_iter().enumerate() {
@@ -176,6 +187,7 @@ impl Node {
                 flows: flows.clone(),
                 limits,
                 config: config.clone(),
+                guest_mac: guest_mac.clone(),
                 addresses: addresses.clone(),
                 counters: counters[id].clone(),
                 waker: wakers[id].clone(),
@@ -197,7 +209,7 @@ impl Node {
             stop: slow_stop.clone(),
             workers: worker_mail.clone(),
             addresses,
-            guest_mac: config.guest_mac,
+            guest_mac,
             mtu: config.mtu,
             hostname: config.hostname.clone(),
             dns: config.dns.clone(),
@@ -215,6 +227,9 @@ impl Node {
                 slow_ended.signal();
             })
             .map_err(system("cannot start a thread"))?;
+        if let Some(service) = service {
+            start_service(service, wakers, ended.clone(), sandboxed)?;
+        }
         // This thread has nothing to start any more.
         limit(config.sandbox, sandbox::Thread::Main).map_err(system("cannot limit the first thread"))?;
         Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended })
@@ -250,6 +265,37 @@ impl Node {
         }
         self.report()
     }
+}
+
+/// Deals the sockets of published ports to the workers. A UDP port has one socket: ports are dealt in turn.
+fn deal(listeners: Vec<(Publication, Vec<OwnedFd>)>, workers: usize) -> Vec<Vec<(Publication, OwnedFd)>> {
+    let mut dealt: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    for (publication, sockets) in listeners {
+        for (index, socket) in sockets.into_iter().enumerate() {
+            dealt[(publication.id as usize + index) % workers].push((publication, socket));
+        }
+    }
+    dealt
+}
+
+/// Starts the thread of a link's own. Nobody waits for its end: it waits for front-ends, which may never come.
+fn start_service(
+    service: Service,
+    wakers: Vec<Arc<Waker>>,
+    ended: Arc<Waker>,
+    sandboxed: bool,
+) -> Result<(), NodeError> {
+    let wake = |waker: Arc<Waker>| -> Wake { Arc::new(move || waker.signal()) };
+    let wakes = wakers.into_iter().map(wake).collect();
+    let serve = move || {
+        match limit(sandboxed, sandbox::Thread::Link) {
+            Ok(()) => service(wakes),
+            Err(error) => tracing::error!(%error, "the link's thread could not start"),
+        }
+        ended.signal();
+    };
+    let thread = std::thread::Builder::new().name("link".into());
+    thread.spawn(serve).map(drop).map_err(system("cannot start a thread"))
 }
 
 /// Gives up what the threads to come do not need. Returns whether files are shut too.
@@ -292,6 +338,7 @@ struct WorkerSeed<L> {
     flows: Arc<FlowTable>,
     limits: Limits,
     config: Config,
+    guest_mac: GuestMac,
     addresses: Arc<crate::policy::addresses::Addresses>,
     counters: Arc<Counters>,
     waker: Arc<Waker>,
@@ -337,7 +384,7 @@ impl<L: Link> WorkerSeed<L> {
             flows_max: self.config.max_flows,
             limits: self.limits,
             addresses: self.addresses,
-            guest_mac: self.config.guest_mac,
+            guest_mac: self.guest_mac,
             udp_filtering: self.config.udp_filtering,
             counters: self.counters,
             waker: self.waker,

@@ -1,6 +1,7 @@
 //! Who may speak as whom, and what may be reached.
 
 pub mod addresses;
+pub mod guest_mac;
 pub mod publish;
 
 /// Who may answer a guest's datagram.

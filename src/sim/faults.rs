@@ -19,7 +19,7 @@ use crate::host::errors::{QueuedError, SocketError};
 use crate::host::tcp::Accepted;
 use crate::host::{ConnectPlan, EchoKind, EchoSocket, Sockets};
 use crate::io::{Kind, Operations, Piece};
-use crate::link::{Capabilities, InboundHead, Link, OutboundFrame, Received, Space};
+use crate::link::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Received, Space};
 
 use crate::worker::simulated::{Omission, omit};
 
@@ -342,8 +342,8 @@ impl<L: Link> Link for FaultyLink<L> {
         self.inner.capabilities()
     }
 
-    fn ready_fd(&self) -> RawFd {
-        self.inner.ready_fd()
+    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
+        self.inner.ready_fds()
     }
 
     fn begin_receive(&mut self, operations: &mut Operations) {
@@ -372,8 +372,20 @@ impl<L: Link> Link for FaultyLink<L> {
         }
     }
 
-    fn reserve(&mut self, head_len: usize, payload_len: usize) -> Option<Space> {
-        self.inner.reserve(head_len, payload_len)
+    fn has_unpublished(&self) -> bool {
+        self.inner.has_unpublished()
+    }
+
+    fn reserve(&mut self, payload_len: usize) -> Option<Space> {
+        self.inner.reserve(payload_len)
+    }
+
+    fn may_reserve_ahead(&self) -> bool {
+        self.inner.may_reserve_ahead()
+    }
+
+    fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
+        self.inner.reserve_ahead(head_len, payload)
     }
 
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {

@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
+use crate::frame::build::HEAD_MAX;
 use crate::frame::checksum::Sum;
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::view::{Content, HEAD_LEN, Transport, View};
 use crate::host::engine::Token;
 use crate::io::{Buffers, Operations, Piece};
-use crate::link::{Capabilities, InboundHead, Link, OutboundFrame, Received, Space};
+use crate::link::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Received, Space};
 
 use super::memory::Lent;
 use super::plan::LinkPlan;
@@ -147,6 +148,24 @@ impl ModelLink {
         self.slots.iter().filter(|slot| matches!(slot, Slot::Reserved { .. })).count()
     }
 
+    /// Room for a frame with a head of `head_len` bytes at the most.
+    fn reserve_for(&mut self, head_len: usize, payload_len: usize) -> Option<Space> {
+        let mut port = self.port.borrow_mut();
+        if port.stalled || port.room == 0 {
+            return None;
+        }
+        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
+        port.room -= 1;
+        let capacity = payload_len.min(FRAME_MAX);
+        let pieces = Self::scatter(&mut self.random, self.plan, self.inbound.piece(index), capacity);
+        let mut memory = self.stage.memory.borrow_mut();
+        for piece in &pieces {
+            memory.lend(piece, Lent::Space);
+        }
+        self.slots[index] = Slot::Reserved { capacity, head_len, pieces };
+        Some(Space { index: index as u32, capacity })
+    }
+
     /// Completes the checksum of a frame, as the one place does for a link that does not offload.
     fn complete(frame: &mut Frame, transport_start: usize, checksum_offset: usize) {
         let at = transport_start + checksum_offset;
@@ -181,8 +200,8 @@ impl Link for ModelLink {
         self.capabilities
     }
 
-    fn ready_fd(&self) -> RawFd {
-        self.fd
+    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
+        [Some(self.fd), None]
     }
 
     fn begin_receive(&mut self, _operations: &mut Operations) {
@@ -244,23 +263,22 @@ impl Link for ModelLink {
         }
     }
 
-    fn reserve(&mut self, head_len: usize, payload_len: usize) -> Option<Space> {
-        let mut port = self.port.borrow_mut();
-        if port.stalled || port.room == 0 {
-            return None;
-        }
-        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
-        port.room -= 1;
-        let capacity = payload_len.min(FRAME_MAX);
-        let pieces = Self::scatter(&mut self.random, self.plan, self.inbound.piece(index), capacity);
-        let mut memory = self.stage.memory.borrow_mut();
-        for piece in &pieces {
-            memory.lend(piece, Lent::Space);
-        }
-        self.slots[index] = Slot::Reserved { capacity, head_len, pieces };
-        Some(Space { index: index as u32, capacity })
+    fn has_unpublished(&self) -> bool {
+        !self.committed.is_empty()
     }
 
+    fn reserve(&mut self, payload_len: usize) -> Option<Space> {
+        self.reserve_for(HEAD_MAX, payload_len)
+    }
+
+    fn may_reserve_ahead(&self) -> bool {
+        !self.plan.one_ahead || self.reserved() == 0
+    }
+
+    fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
+        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
+        self.reserve_for(head_len, len)
+    }
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
         match self.slots.get(space.index as usize) {
             Some(Slot::Reserved { pieces, .. }) => pieces.iter().for_each(|piece| take(*piece)),

@@ -58,6 +58,8 @@ pub struct LinkPlan {
     pub scattered: u64,
     /// How often, in a million, a committed frame is not taken.
     pub refused: u64,
+    /// Only one consumer at a time may reserve spaces for bytes that have yet to come, as in a virtio ring.
+    pub one_ahead: bool,
     /// The guest offers no room for so long, about every so often (nanoseconds).
     pub stalls: Option<(u64, u64)>,
 }
@@ -279,6 +281,7 @@ impl Plan {
                 ring: random.pick(&[2, 4, 16, 64, 64]),
                 scattered: random.pick(&[0, 50_000, 500_000]),
                 refused: if lossy { random.pick(&[0, 0, 10_000]) } else { 0 },
+                one_ahead: random.chance(300_000),
                 stalls: random.chance(200_000).then(|| {
                     let every_ns = random.within((5, 100)) * MS;
                     (every_ns, random.spread(30 * MS).min(every_ns / 3))

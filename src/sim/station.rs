@@ -17,6 +17,7 @@ use crate::link::Capabilities;
 use crate::observe::counters::Counters;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
+use crate::policy::guest_mac::GuestMac;
 use crate::time::Now;
 use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
@@ -134,7 +135,7 @@ impl Office {
             flows_max: FLOWS,
             limits: Limits { sockets: 1_000, connects_per_destination: 8, connects: 64 },
             addresses: self.addresses.clone(),
-            guest_mac: MAC,
+            guest_mac: GuestMac::given(MAC),
             udp_filtering: UdpFiltering::AddressDependent,
             counters: counters.clone(),
             waker: self.wakers[id].clone(),

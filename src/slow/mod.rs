@@ -44,6 +44,7 @@ use crate::namespace::channel::Channel;
 use crate::netlink::AddressWatch;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
+use crate::policy::guest_mac::GuestMac;
 use crate::time::Now;
 use readable::Readable;
 
@@ -83,7 +84,7 @@ pub struct Parts {
     /// Addresses and rules.
     pub addresses: Arc<Addresses>,
     /// The guest's MAC.
-    pub guest_mac: Mac,
+    pub guest_mac: GuestMac,
     /// The link's MTU.
     pub mtu: u16,
     /// The guest's host name.
@@ -172,7 +173,7 @@ struct Slow {
 struct ToGuest {
     workers: Vec<Mailbox<ToWorker<OwnedFd>>>,
     addresses: Arc<Addresses>,
-    guest_mac: Mac,
+    guest_mac: GuestMac,
     mtu: u16,
     counters: Arc<Counters>,
     fragment_id: std::cell::Cell<u32>,
@@ -195,7 +196,7 @@ impl ToGuest {
     fn datagram(&self, worker: u8, source: Endpoint, destination: Endpoint, payload: &[u8]) {
         let route = Route {
             source_mac: self.addresses.gateway_mac,
-            destination_mac: self.guest_mac,
+            destination_mac: self.guest_mac.get(),
             ip: IpHead {
                 source: source.address,
                 destination: destination.address,
@@ -284,7 +285,9 @@ impl Slow {
             Transport::Icmp(&[133..=137, ..]) if !packet.ip.source.is_v4() => self.neighbour(worker, frame),
             Transport::Icmp(_) => {
                 let id = self.to_guest.next_fragment_id();
-                for answer in echo::answer(self.addresses(), self.to_guest.guest_mac, self.mtu, id, frame) {
+                for answer in
+                    echo::answer(self.addresses(), self.to_guest.guest_mac.get(), self.mtu, id, frame)
+                {
                     self.to_guest.frame(worker, answer);
                 }
             }
@@ -294,7 +297,7 @@ impl Slow {
 
     fn neighbour(&self, worker: u8, frame: &[u8]) {
         if let Some(answer) =
-            neighbours::answer(self.addresses(), &self.router, self.to_guest.guest_mac, frame)
+            neighbours::answer(self.addresses(), &self.router, self.to_guest.guest_mac.get(), frame)
         {
             self.to_guest.frame(worker, answer);
         }
@@ -339,13 +342,13 @@ impl Slow {
 
     fn fragment(&mut self, worker: u8, frame: &[u8]) {
         let to_guest = self.to_guest.clone();
-        let outcome = self.fragments.frame(&to_guest.addresses, to_guest.guest_mac, frame, Now::read());
+        let outcome = self.fragments.frame(&to_guest.addresses, to_guest.guest_mac.get(), frame, Now::read());
         self.fragments_done(worker, outcome);
     }
 
     fn expire_fragments(&mut self) {
         let to_guest = self.to_guest.clone();
-        let outcome = self.fragments.expire(&to_guest.addresses, to_guest.guest_mac, Now::read());
+        let outcome = self.fragments.expire(&to_guest.addresses, to_guest.guest_mac.get(), Now::read());
         self.fragments_done(0, outcome);
     }
 

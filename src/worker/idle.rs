@@ -8,7 +8,7 @@ use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::time::Now;
 
-use super::{Worker, token_kind};
+use super::Worker;
 
 /// How long to look for work before sleeping.
 ///
@@ -87,19 +87,36 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
             return false;
         }
-        let fd = self.link.ready_fd();
-        // A link that cannot be watched any more shows it in the next read.
-        if self.engine.arm(fd, Self::token(token_kind::LINK)).is_err() {
+        if !self.arm_link() {
             self.link_ready = true;
             return false;
         }
         if self.look() {
             return false;
         }
+        if !self.link.prepare_sleep() {
+            self.link_ready = true;
+            return false;
+        }
         self.waker.announce_sleep();
-        if !self.mail.is_empty() {
+        if !self.mail.is_empty() || self.link.has_news() {
             self.awake();
             return false;
+        }
+        true
+    }
+
+    /// Has the engine report the link's descriptors. A link that cannot be watched any more shows it in the next read.
+    fn arm_link(&mut self) -> bool {
+        let wanted = self.link.ready_fds();
+        for (which, fd) in wanted.into_iter().enumerate() {
+            let token = Self::link_token(which);
+            match (self.armed[which], fd) {
+                (Some(armed), None) => self.engine.unwatch(armed, token),
+                (_, Some(fd)) if self.engine.arm(fd, token).is_err() => return false,
+                _ => {}
+            }
+            self.armed[which] = fd;
         }
         true
     }
@@ -128,7 +145,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let start = Now::read();
         loop {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
-            let found = !self.events.is_empty() || !self.mail.is_empty();
+            let in_ring = self.link.has_work();
+            self.link_ready |= in_ring;
+            let found = in_ring || self.link.has_news() || !self.events.is_empty() || !self.mail.is_empty();
             let took = Now::read() - start;
             if found || took >= self.spinner.limit {
                 self.spinner.looked(found, took);

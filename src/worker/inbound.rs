@@ -23,18 +23,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub(super) fn route_to_guest(&self, source: Address, destination: Address) -> Route {
         Route {
             source_mac: self.addresses.gateway_mac,
-            destination_mac: self.guest_mac,
+            destination_mac: self.guest_mac.get(),
             ip: IpHead { source, destination, hop_limit: HOP_LIMIT, traffic_class: 0, dont_fragment: true },
         }
     }
 
     /// Room for a frame; makes some by publishing when the link has none. `None`, counted, when that does not help.
     pub(super) fn reserve(&mut self, payload_len: usize) -> Option<Space> {
-        if let Some(space) = self.link.reserve(build::HEAD_MAX, payload_len) {
+        if let Some(space) = self.link.reserve(payload_len) {
             return Some(space);
         }
         self.publish_now();
-        let space = self.link.reserve(build::HEAD_MAX, payload_len);
+        let space = self.link.reserve(payload_len);
         if space.is_none() {
             self.drop_frame(DropReason::LinkFull);
         }
@@ -47,7 +47,6 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.capture_inbound(space, head, payload_len);
         }
         self.link.commit(space, head, payload_len);
-        self.published = true;
         self.counters.add(Metric::FramesIn, 1);
         self.counters.add(Metric::BytesIn, (head.bytes.len() + payload_len) as u64);
     }

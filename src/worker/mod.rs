@@ -25,6 +25,7 @@ pub mod ports;
 pub mod simulated;
 mod streams;
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,16 +35,16 @@ use crate::flow::admit::{Admission, Limits};
 use crate::flow::slab::{Slab, Slot};
 use crate::flow::table::FlowTable;
 use crate::flow::timer::TimerWheel;
-use crate::frame::address::Mac;
 use crate::frame::drop_reason::DropReason;
 use crate::host::engine::{Engine, Event, Interest, Token};
 use crate::host::splice::Conduit;
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
-use crate::link::{Link, Space};
+use crate::link::{Link, READY_FDS, Space};
 use crate::observe::counters::{Counters, Metric};
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
+use crate::policy::guest_mac::GuestMac;
 use crate::policy::publish::PublishedProtocol;
 use crate::relay::tcp;
 use crate::time::Now;
@@ -87,7 +88,7 @@ pub struct Parts<L, E, S: Sockets> {
     /// Addresses and rules.
     pub addresses: Arc<Addresses>,
     /// The guest's MAC.
-    pub guest_mac: Mac,
+    pub guest_mac: GuestMac,
     /// Whose datagrams reach the guest.
     pub udp_filtering: UdpFiltering,
     /// Its counters.
@@ -122,7 +123,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     sockets: S,
     flows: Arc<FlowTable>,
     addresses: Arc<Addresses>,
-    guest_mac: Mac,
+    guest_mac: GuestMac,
     udp_filtering: UdpFiltering,
     counters: Arc<Counters>,
     waker: Arc<Waker>,
@@ -181,7 +182,10 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     fired: Vec<u32>,
     scratch: Buffers,
     link_ready: bool,
-    published: bool,
+    /// The link's descriptors that are watched.
+    armed: [Option<RawFd>; READY_FDS],
+    /// Streams came before datagrams in this pass.
+    streams_first: bool,
     spinner: idle::Spinner,
     stopped: bool,
 }
@@ -248,7 +252,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             // What lies in front of a peek: unacknowledged bytes, and acknowledged ones that are not discarded yet.
             scratch: Buffers::new(1, configs[0].unacknowledged_max as usize + (64 << 10)),
             link_ready: true,
-            published: false,
+            armed: [None; READY_FDS],
+            streams_first: false,
             spinner: idle::Spinner::new(parts.spin),
             stopped: false,
         })
@@ -256,6 +261,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     fn token(kind: u8) -> Token {
         Token { kind, slot: Slot { index: 0, generation: 0 } }
+    }
+
+    /// The token of one of the link's descriptors.
+    fn link_token(which: usize) -> Token {
+        Token { kind: token_kind::LINK, slot: Slot { index: which as u32, generation: 0 } }
     }
 
     fn config(&self, v4: bool) -> &tcp::Config {
@@ -274,6 +284,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// One pass of the loop. Returns whether there may be more to do at once.
     pub fn pass(&mut self, now: Now) -> bool {
         self.counters.add(Metric::Passes, 1);
+        if self.link.has_news() {
+            self.take_link_news(now);
+        }
+        // Where one consumer at a time has the link's space, streams and datagrams take turns.
+        self.streams_first = !self.streams_first && !self.starved.is_empty();
         for index in 0..self.starved.len() {
             self.touch(self.starved[index]);
         }
@@ -288,16 +303,16 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if self.link.is_closed() {
             self.stop(now);
         }
+        let may_send = !self.link.wants_room();
         let more = more_mail
             || self.link_ready
             || !self.again.is_empty()
-            || !self.starved.is_empty()
+            || (may_send && !(self.starved.is_empty() && self.readable_mappings.is_empty()))
             || !self.touched.is_empty()
-            || !self.readable_mappings.is_empty()
             || !self.waiting_listeners.is_empty()
             || !self.ready_joins.is_empty();
         // With the next pass's E1 if there is one at once, else now.
-        if self.published && !more {
+        if self.link.has_unpublished() && !more {
             self.publish_now();
         }
         more
@@ -309,8 +324,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.spaces.clear();
         // Datagrams have a share of the link's space that streams cannot take.
         let share = if self.touched.is_empty() { usize::MAX } else { DATAGRAM_SPACES };
-        self.submit_receives(share);
-        self.submit_streams(now);
+        if self.streams_first {
+            self.submit_streams(now);
+            self.submit_receives(share);
+        } else {
+            self.submit_receives(share);
+            self.submit_streams(now);
+        }
         self.submit_datagrams();
         self.engine.run(&mut self.operations);
         self.conclude_streams(now);
@@ -330,7 +350,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.engine.run(&mut self.operations);
         let lost = self.link.end_publish(&self.operations);
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
-        self.published = false;
+        for _ in 0..self.link.take_faults() {
+            self.drop_frame(DropReason::QueueFault);
+        }
         if receive {
             self.link_ready = !self.link.end_receive(&self.operations).empty;
         }
@@ -342,7 +364,6 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.link.begin_publish(&mut self.publishing);
         self.engine.run(&mut self.publishing);
         let lost = self.link.end_publish(&self.publishing);
-        self.published = false;
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
     }
 
@@ -350,7 +371,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             match event.token.kind {
-                token_kind::LINK => self.link_ready = true,
+                token_kind::LINK => {
+                    self.link_ready = true;
+                    self.link.woken(event.token.slot.index as usize);
+                }
                 token_kind::WAKER => self.waker.clear(),
                 token_kind::STREAM => self.stream_event(event, now),
                 token_kind::LISTENER => self.accept_clients(event.token.slot.index, now),
@@ -427,11 +451,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.remove_published_datagrams(id);
     }
 
-    /// Resets every connection on both sides and ends the worker.
-    fn stop(&mut self, now: Now) {
-        if self.stopped {
-            return;
-        }
+    /// Resets every connection on both sides.
+    fn reset_flows(&mut self, now: Now) {
         for slot in self.streams.slots() {
             if let Some(stream) = self.streams.get_mut(slot) {
                 stream.relay.abandon();
@@ -439,15 +460,40 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.touch(slot);
         }
         self.settle(now);
+        self.end_all_joins();
+    }
+
+    /// Resets every connection on both sides and ends the worker.
+    fn stop(&mut self, now: Now) {
+        if self.stopped {
+            return;
+        }
+        self.reset_flows(now);
         self.publish_now();
         for listener in self.listeners.drain(..) {
             self.engine.unwatch(listener.socket.fd(), listener.token());
         }
         self.close_all_mappings();
-        self.end_all_joins();
         // Submits what `unwatch` has queued, so that closing a socket closes it.
         self.engine.wait(Some(Duration::ZERO), &mut self.events);
         self.stopped = true;
+    }
+
+    /// The link changes: none of its descriptors is watched meanwhile.
+    fn take_link_news(&mut self, now: Now) {
+        self.disarm_link();
+        self.link_ready = true;
+        if self.link.take_news().guest_gone {
+            self.reset_flows(now);
+        }
+    }
+
+    fn disarm_link(&mut self) {
+        for (which, fd) in self.armed.iter_mut().enumerate() {
+            if let Some(fd) = fd.take() {
+                self.engine.unwatch(fd, Self::link_token(which));
+            }
+        }
     }
 
     /// Ends a host socket: with a reset, or as the peer expects it when both directions were closed.

@@ -134,7 +134,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if view.destination_mac != self.addresses.gateway_mac && !view.destination_mac.is_group() {
             return Err(DropReason::DestinationMac);
         }
-        if view.source_mac != self.guest_mac {
+        if !self.guest_mac.accepts(view.source_mac) {
             return Err(DropReason::SourceMac);
         }
         let packet = match view.content {

@@ -540,6 +540,11 @@ impl TcpRelay {
         Some(Wanted { seq: range.start, offset, len: range.end.since(range.start) })
     }
 
+    /// The length of the TCP header of a segment with data, in bytes: options of fixed length only.
+    pub fn data_header_len(&self) -> usize {
+        20 + if self.agreed.timestamps { 12 } else { 0 }
+    }
+
     /// `len` peeked bytes go out from `seq`: the head of their segment (which may be a large one that the link cuts).
     /// `push` marks the last bytes that there are for now.
     pub fn data_segment(&mut self, seq: Seq, len: u32, push: bool, now: Now) -> SegmentHead {

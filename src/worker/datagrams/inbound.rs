@@ -13,7 +13,7 @@ use crate::host::control::{self, ReceiveControl};
 use crate::host::engine::{Engine, Event};
 use crate::host::{EchoKind, HostSocket, Sockets};
 use crate::io::{Kind, OperationId};
-use crate::link::{InboundHead, Link, Space};
+use crate::link::{Ahead, InboundHead, Link, Space};
 use crate::observe::counters::Metric;
 use crate::policy::UdpFiltering;
 use crate::time::Now;
@@ -65,13 +65,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let Self { readable_mappings, mappings, link, operations, incoming, echo_replies, .. } = self;
         for slot in readable_mappings {
             let Some(mapping) = mappings.get_mut(*slot) else { continue };
+            if !link.may_reserve_ahead() {
+                break;
+            }
             let fd = mapping.socket.fd();
+            let v4 = mapping.guest.address.is_v4();
             for _ in 0..mapping.burst {
                 if incoming.len() >= share.min(echo_replies.slots()) {
                     break;
                 }
-                let Some(space) = link.reserve(build::HEAD_MAX, PAYLOAD_MAX) else { break };
-                let head = head_len(mapping.kind, mapping.guest.address.is_v4());
+                let payload = Ahead::Datagram(PAYLOAD_MAX);
+                let Some(space) = link.reserve_ahead(build::udp_head_len(v4), payload) else { break };
+                let head = head_len(mapping.kind, v4);
                 let head = head.map(|len| (incoming.len(), len));
                 let mut receive = operations.begin(fd, Kind::ReceiveDatagram);
                 if let Some((index, len)) = head {

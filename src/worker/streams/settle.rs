@@ -6,13 +6,13 @@
 
 use crate::exchange::mail::ToSlow;
 use crate::flow::slab::Slot;
-use crate::frame::build::HEAD_MAX;
+use crate::frame::build;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::tcp;
 use crate::host::engine::Engine;
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Kind, OperationId};
-use crate::link::Link;
+use crate::link::{Ahead, Link};
 use crate::observe::counters::Metric;
 use crate::relay::tcp::{Over, State, Wanted};
 use crate::time::Now;
@@ -181,13 +181,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         let Some(wanted) = relay.wanted(&configs[usize::from(v4)]) else { return };
         let capacity = payload_capacity(link, relay.segment_bytes(), v4);
+        let head_len = build::tcp_head_len(v4, relay.data_header_len());
         let first_space = spaces.len();
         let mut room = 0;
-        while room < wanted.len as usize
-            && spaces.len() - first_space < *burst as usize
-            && link.may_reserve_ahead()
-        {
-            let Some(space) = link.reserve(HEAD_MAX, capacity.min(wanted.len as usize - room)) else { break };
+        let most = if link.may_reserve_ahead() { *burst as usize } else { 0 };
+        while room < wanted.len as usize && spaces.len() - first_space < most {
+            let payload = Ahead::Bytes(capacity.min(wanted.len as usize - room));
+            let Some(space) = link.reserve_ahead(head_len, payload) else { break };
             room += space.capacity;
             spaces.push(space);
         }

@@ -1,0 +1,116 @@
+//! The guest's memory, as the front-end shares it.
+//!
+//! A map never changes: when the front-end changes its memory, the queues get another one, and this one is unmapped with
+//! its last user.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use vm_memory::MmapRegion;
+
+use crate::io::Piece;
+
+/// Where a region lies, for the guest, for the front-end, and in its file; in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The guest's physical address.
+    pub guest: u64,
+    /// The front-end's own address, in which it speaks about rings.
+    pub front_end: u64,
+    /// Where it begins in its file.
+    pub offset: u64,
+    /// How long it is.
+    pub len: u64,
+}
+
+/// One region, mapped.
+pub struct Region {
+    place: Place,
+    mapping: MmapRegion,
+}
+
+/// Two regions lie in the same place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("two regions of the guest's memory overlap")]
+pub struct Overlap;
+
+impl Region {
+    /// A region, mapped.
+    pub fn new(place: Place, mapping: MmapRegion) -> Self {
+        Self { place, mapping }
+    }
+
+    /// Where it lies.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The memory at `offset` bytes into the region, at most `len` bytes of it.
+    fn part(&self, offset: u64, len: usize) -> Piece {
+        // SAFETY: the mapping stays until the region is dropped, which the map's users keep; it is only touched through
+        // raw pointers.
+        unsafe { Piece::new(self.mapping.as_ptr(), self.mapping.size()) }.part(offset as usize, len)
+    }
+}
+
+/// All regions, ordered by the guest's addresses.
+#[derive(Default)]
+pub struct GuestMemory {
+    regions: Vec<Arc<Region>>,
+}
+
+impl GuestMemory {
+    /// The map of some regions, which must not overlap.
+    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<Self, Overlap> {
+        regions.sort_by_key(|region| region.place.guest);
+        let overlap = |a: u64, b: u64, len: u64| a.checked_add(len).is_none_or(|end| end > b);
+        if regions.windows(2).any(|two| overlap(two[0].place.guest, two[1].place.guest, two[0].place.len)) {
+            return Err(Overlap);
+        }
+        Ok(Self { regions })
+    }
+
+    /// Its regions.
+    pub fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
+    /// The region in which a guest's address lies, and where in it.
+    #[inline]
+    fn find(&self, address: u64) -> Option<(usize, u64)> {
+        self.regions.iter().enumerate().find_map(|(index, region)| {
+            let offset = address.wrapping_sub(region.place.guest);
+            (offset < region.place.len).then_some((index, offset))
+        })
+    }
+
+    /// Appends the memory at `len` bytes from a guest's address on, in as many pieces as regions. Returns whether all of
+    /// it is the guest's.
+    #[inline]
+    pub fn pieces(&self, mut address: u64, mut len: usize, pieces: &mut Vec<Piece>) -> bool {
+        while len > 0 {
+            let Some((index, offset)) = self.find(address) else { return false };
+            let piece = self.regions[index].part(offset, len);
+            len -= piece.len();
+            address = address.wrapping_add(piece.len() as u64);
+            pieces.push(piece);
+        }
+        true
+    }
+
+    /// `len` bytes at a guest's address, where they lie in one region.
+    pub fn at_guest(&self, address: u64, len: usize) -> Option<*mut u8> {
+        let (index, offset) = self.find(address)?;
+        let piece = self.regions[index].part(offset, len);
+        (piece.len() == len).then(|| piece.start())
+    }
+
+    /// `len` bytes at an address of the front-end's, where they lie in one region.
+    pub fn at_front_end(&self, address: u64, len: usize) -> Option<*mut u8> {
+        self.regions.iter().find_map(|region| {
+            let offset = address.wrapping_sub(region.place.front_end);
+            let piece = (offset < region.place.len).then(|| region.part(offset, len))?;
+            (piece.len() == len).then(|| piece.start())
+        })
+    }
+}

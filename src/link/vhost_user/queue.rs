@@ -1,0 +1,402 @@
+//! A worker's link to a virtual machine: one pair of virtqueues, attached and detached by the session.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use crate::io::{Buffers, Kind, Operations, Piece};
+use crate::link::virtqueue::{self, Fault, SplitQueue};
+use crate::link::{Ahead, Capabilities, InboundHead, Link, News, OutboundFrame, READY_FDS, Received, Space};
+
+use super::from_guest::FromGuest;
+use super::memory::GuestMemory;
+use super::to_guest::{Takes, ToGuest};
+
+/// Which of the two queues, as they are numbered in descriptors and replies.
+const TRANSMIT: usize = 0;
+const RECEIVE: usize = 1;
+
+/// One virtqueue, as the front-end described it.
+pub struct Ring {
+    /// Where it lies.
+    pub parts: virtqueue::Parts,
+    /// Readable when the driver has made buffers available.
+    pub kick: OwnedFd,
+    /// Written to when buffers were given back.
+    pub call: Option<OwnedFd>,
+    /// Written to when the driver broke the rules.
+    pub error: Option<OwnedFd>,
+}
+
+/// A pair of virtqueues, and what was negotiated.
+pub struct Attachment {
+    /// The guest's memory.
+    pub memory: Arc<GuestMemory>,
+    /// From the guest: `transmitq`. `None` while it is stopped.
+    pub transmit: Option<Ring>,
+    /// To the guest: `receiveq`. `None` while it is stopped.
+    pub receive: Option<Ring>,
+    /// What the guest takes.
+    pub takes: Takes,
+    /// It takes TCP segments larger than its MTU.
+    pub tcp_segmentation: bool,
+    /// It takes runs of datagrams as one frame.
+    pub udp_segmentation: bool,
+}
+
+enum Command {
+    Attach(Box<Attachment>),
+    Detach,
+    GuestGone,
+}
+
+/// What a worker answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Answer {
+    /// A ring does not lie in the guest's memory as virtio wants it.
+    refused: bool,
+    /// The next entries of the available rings, of the queues that were attached.
+    next: [Option<u16>; 2],
+}
+
+/// The session's hold on one worker's link.
+pub struct Control {
+    commands: Sender<(Command, Sender<Answer>)>,
+    /// Faults that the session has not told yet.
+    faults: Receiver<(usize, Fault)>,
+}
+
+/// The worker has ended, and its link with it.
+#[derive(Debug)]
+pub struct Ended;
+
+impl Control {
+    /// Says something to the worker, which `wake` wakes, and waits until it has done it.
+    fn ask(&self, command: Command, wake: impl FnOnce()) -> Result<Answer, Ended> {
+        let (sender, answer) = bounded(1);
+        self.commands.send((command, sender)).map_err(|_| Ended)?;
+        wake();
+        answer.recv().map_err(|_| Ended)
+    }
+
+    /// Attaches a pair; whether its rings can be used.
+    pub fn attach(&self, attachment: Attachment, wake: impl FnOnce()) -> Result<bool, Ended> {
+        Ok(!self.ask(Command::Attach(Box::new(attachment)), wake)?.refused)
+    }
+
+    /// Detaches the pair: nothing of it is in use any more. The next available indices of the transmit and the receive
+    /// queue, where they were attached.
+    pub fn detach(&self, wake: impl FnOnce()) -> Result<[Option<u16>; 2], Ended> {
+        Ok(self.ask(Command::Detach, wake)?.next)
+    }
+
+    /// The guest has gone: its connections end.
+    pub fn guest_gone(&self, wake: impl FnOnce()) -> Result<(), Ended> {
+        self.ask(Command::GuestGone, wake).map(|_| ())
+    }
+
+    /// A fault of the driver that was not told yet: in its receive (0) or transmit (1) queue, as virtio numbers them.
+    pub fn fault(&self) -> Option<(usize, Fault)> {
+        self.faults.try_recv().ok()
+    }
+}
+
+struct Active {
+    queue: SplitQueue,
+    kick: OwnedFd,
+    call: Option<OwnedFd>,
+    error: Option<OwnedFd>,
+    /// The driver broke the rules: the queue is not touched any more.
+    has_failed: bool,
+    /// The error is to be told.
+    tell_error: bool,
+    /// The kick was seen and is to be taken out of its descriptor.
+    woken: bool,
+}
+
+impl Active {
+    fn new(memory: &Arc<GuestMemory>, ring: Ring) -> Option<Self> {
+        let queue = SplitQueue::new(memory.clone(), &ring.parts)?;
+        queue.refuse_notifications();
+        let Ring { kick, call, error, .. } = ring;
+        Some(Self { queue, kick, call, error, has_failed: false, tell_error: false, woken: false })
+    }
+
+    fn fail(&mut self) {
+        self.has_failed = true;
+        self.tell_error = true;
+    }
+}
+
+/// One pair of virtqueues: a worker's link.
+pub struct Queue {
+    mtu: u16,
+    tcp_segmentation: bool,
+    udp_segmentation: bool,
+    commands: Receiver<(Command, Sender<Answer>)>,
+    faults: Sender<(usize, Fault)>,
+    faults_uncounted: usize,
+    rings: [Option<Active>; 2],
+    from_guest: FromGuest,
+    to_guest: ToGuest,
+    /// What is written to an eventfd (a one), and what is read from one.
+    words: Buffers,
+}
+
+const ONE: usize = 0;
+const SCRATCH: usize = 1;
+
+impl Queue {
+    /// A link with nothing attached, and the session's hold on it.
+    pub fn new(mtu: u16) -> (Self, Control) {
+        // The session waits for the answer to each command, so there is never more than one.
+        let (commands, incoming) = bounded(1);
+        let (told, faults) = bounded(16);
+        let mut words = Buffers::new(2, 8);
+        words.bytes_mut(ONE, 8).copy_from_slice(&1u64.to_ne_bytes());
+        let queue = Self {
+            mtu,
+            tcp_segmentation: false,
+            udp_segmentation: false,
+            commands: incoming,
+            faults: told,
+            faults_uncounted: 0,
+            rings: [None, None],
+            from_guest: FromGuest::default(),
+            to_guest: ToGuest::new(),
+            words,
+        };
+        (queue, Control { commands, faults })
+    }
+
+    /// A ring that works.
+    fn ring(&self, which: usize) -> Option<&Active> {
+        self.rings[which].as_ref().filter(|ring| !ring.has_failed)
+    }
+
+    fn fail(&mut self, which: usize, fault: Fault) {
+        if let Some(ring) = &mut self.rings[which] {
+            ring.fail();
+        }
+        match which {
+            TRANSMIT => self.from_guest.forget(),
+            _ => self.to_guest.detach(),
+        }
+        self.faults_uncounted += 1;
+        // virtio 1.3, 5.1.2: receive queues come first. A session that does not listen misses the words, not the count.
+        let _ = self.faults.try_send((1 - which, fault));
+    }
+
+    fn attach(&mut self, attachment: Attachment) -> Answer {
+        let Attachment { memory, transmit, receive, takes, tcp_segmentation, udp_segmentation } = attachment;
+        let mut refused = false;
+        for (which, ring) in [(TRANSMIT, transmit), (RECEIVE, receive)] {
+            let active = ring.map(|ring| Active::new(&memory, ring));
+            refused |= matches!(active, Some(None));
+            self.rings[which] = active.flatten();
+        }
+        self.to_guest.attach(takes);
+        self.tcp_segmentation = tcp_segmentation;
+        self.udp_segmentation = udp_segmentation;
+        Answer { refused, ..Answer::default() }
+    }
+
+    fn detach(&mut self) -> Answer {
+        self.from_guest.forget();
+        if let Some(ring) = self.rings[RECEIVE].as_mut().filter(|ring| !ring.has_failed) {
+            // What is complete is the guest's; a fault now is nobody's concern any more.
+            let _ = self.to_guest.place(&mut ring.queue);
+            ring.queue.publish();
+        }
+        self.to_guest.detach();
+        let next = self.rings.each_mut().map(|ring| ring.take().map(|ring| ring.queue.next_available()));
+        Answer { refused: false, next }
+    }
+
+    /// Runs `task` on a ring that works; a fault fails it.
+    fn with<T>(
+        &mut self,
+        which: usize,
+        task: impl FnOnce(&mut FromGuest, &mut ToGuest, &mut SplitQueue) -> Result<T, Fault>,
+    ) -> Option<T> {
+        let Self { rings, from_guest, to_guest, .. } = self;
+        let ring = rings[which].as_mut().filter(|ring| !ring.has_failed)?;
+        match task(from_guest, to_guest, &mut ring.queue) {
+            Ok(done) => Some(done),
+            Err(fault) => {
+                self.fail(which, fault);
+                None
+            }
+        }
+    }
+
+    fn push(&self, operations: &mut Operations, fd: &OwnedFd, kind: Kind, word: usize) {
+        operations.push(fd.as_raw_fd(), kind, [self.words.piece(word)]);
+    }
+}
+
+impl Link for Queue {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            mtu: self.mtu,
+            tcp_segmentation: self.tcp_segmentation,
+            udp_segmentation: self.udp_segmentation,
+        }
+    }
+
+    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
+        let kick = |which| self.ring(which).map(|ring| ring.kick.as_raw_fd());
+        [kick(TRANSMIT), kick(RECEIVE).filter(|_| self.to_guest.wants_room())]
+    }
+
+    fn woken(&mut self, which: usize) {
+        if let Some(ring) = &mut self.rings[which] {
+            ring.woken = true;
+            ring.queue.refuse_notifications();
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.ring(TRANSMIT).is_some_and(|ring| ring.queue.has_available())
+            || (self.to_guest.wants_room() && self.ring(RECEIVE).is_some_and(|ring| ring.queue.has_more()))
+    }
+
+    fn wants_room(&self) -> bool {
+        self.to_guest.wants_room()
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        let idle = self.ring(TRANSMIT).is_none_or(|ring| ring.queue.ask_for_notification());
+        let full = !self.to_guest.wants_room()
+            || self.ring(RECEIVE).is_none_or(|ring| ring.queue.ask_for_notification());
+        if !full {
+            self.to_guest.look_again();
+        }
+        idle && full
+    }
+
+    fn has_news(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
+    fn take_news(&mut self) -> News {
+        let mut news = News::default();
+        while let Ok((command, answer)) = self.commands.try_recv() {
+            let said = match command {
+                Command::Attach(attachment) => self.attach(*attachment),
+                Command::Detach => self.detach(),
+                Command::GuestGone => {
+                    news.guest_gone = true;
+                    Answer::default()
+                }
+            };
+            // A session that is gone does not wait for it.
+            let _ = answer.send(said);
+        }
+        news
+    }
+
+    fn begin_receive(&mut self, operations: &mut Operations) {
+        for which in [TRANSMIT, RECEIVE] {
+            let Some(ring) = &mut self.rings[which] else { continue };
+            if std::mem::take(&mut ring.woken) {
+                let kick = ring.kick.as_raw_fd();
+                operations.push(kick, Kind::Read, [self.words.piece(SCRATCH)]);
+            }
+        }
+    }
+
+    fn end_receive(&mut self, _operations: &Operations) -> Received {
+        let received = self.with(TRANSMIT, |from_guest, _, queue| from_guest.receive(queue));
+        received.unwrap_or(Received { frames: 0, empty: true })
+    }
+
+    fn frame(&self, index: usize) -> Option<OutboundFrame<'_>> {
+        self.from_guest.frame(index)
+    }
+
+    fn payload(&self, index: usize, from: usize, len: usize, take: &mut dyn FnMut(Piece)) {
+        self.from_guest.payload(index, from, len, take);
+    }
+
+    fn release(&mut self) {
+        self.with(TRANSMIT, |from_guest, _, queue| {
+            from_guest.release(queue);
+            Ok(())
+        });
+    }
+
+    fn has_unpublished(&self) -> bool {
+        // Whoever is owed an interrupt is served with what there is to publish.
+        self.to_guest.has_staged() && !self.to_guest.wants_room()
+            || self.to_guest.has_ahead()
+            || self.rings.iter().flatten().any(|ring| !ring.has_failed && ring.queue.is_unsettled())
+    }
+
+    fn reserve(&mut self, payload_len: usize) -> Option<Space> {
+        self.ring(RECEIVE)?;
+        self.to_guest.reserve(payload_len)
+    }
+
+    fn may_reserve_ahead(&self) -> bool {
+        self.ring(RECEIVE).is_some() && self.to_guest.may_reserve_ahead()
+    }
+
+    fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
+        self.with(RECEIVE, |_, to_guest, queue| to_guest.reserve_ahead(queue, head_len, payload)).flatten()
+    }
+
+    fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
+        self.to_guest.space(space, take);
+    }
+
+    fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
+        let committed = self.with(RECEIVE, |_, to_guest, queue| {
+            to_guest.commit(queue, space, head, payload_len);
+            Ok(())
+        });
+        if committed.is_none() {
+            self.to_guest.cancel(space);
+        }
+    }
+
+    fn cancel(&mut self, space: Space) {
+        self.to_guest.cancel(space);
+    }
+
+    fn begin_publish(&mut self, operations: &mut Operations) {
+        if self.to_guest.wants_room() && self.ring(RECEIVE).is_some_and(|ring| ring.queue.has_more()) {
+            self.to_guest.look_again();
+        }
+        self.with(RECEIVE, |_, to_guest, queue| {
+            to_guest.place(queue)?;
+            queue.publish();
+            Ok(())
+        });
+        for which in [TRANSMIT, RECEIVE] {
+            let Some(ring) = &mut self.rings[which] else { continue };
+            let interrupt = !ring.has_failed && ring.queue.wants_interrupt();
+            let error = std::mem::take(&mut ring.tell_error);
+            let Some(ring) = &self.rings[which] else { continue };
+            if let Some(call) = ring.call.as_ref().filter(|_| interrupt) {
+                self.push(operations, call, Kind::Write, ONE);
+            }
+            if let Some(told) = ring.error.as_ref().filter(|_| error) {
+                self.push(operations, told, Kind::Write, ONE);
+            }
+        }
+    }
+
+    fn end_publish(&mut self, _operations: &Operations) -> usize {
+        self.to_guest.take_lost()
+    }
+
+    fn take_faults(&mut self) -> usize {
+        std::mem::take(&mut self.faults_uncounted)
+    }
+
+    fn is_closed(&self) -> bool {
+        false
+    }
+}
