@@ -4,9 +4,10 @@ SEEDS ?= 10000
 PREFIX ?= /usr/local
 # Most of the time these tests wait, for minutes some of them.
 NAMESPACE_THREADS = --test-threads 4
+VM_THREADS = --test-threads 4
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check format lint unit loom sim kernel namespace bench perf flamegraph install clean
+.PHONY: help build demo test check format lint unit loom sim kernel namespace vm bench perf flamegraph install clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +25,8 @@ test: ## Everything that must pass (installs what the tests need; takes root)
 	cargo test --locked --lib --bins --test architecture --test kernel
 	tests/demo target/debug/hythe
 	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
+	tests/guest/build
+	cargo test --locked --test vm -- $(VM_THREADS)
 
 check: format lint unit ## Format, lints and unit tests: the quick round
 
@@ -46,8 +49,13 @@ kernel: ## What is relied on of the kernel
 	cargo test --locked --test kernel
 
 namespace: ## hythe as a whole, between namespaces (takes root)
-	tests/setup
+	tests/setup namespace
 	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
+
+vm: ## hythe with real guests: User-Mode Linux and QEMU (takes root)
+	tests/setup vm
+	tests/guest/build
+	cargo test --locked --test vm -- $(VM_THREADS)
 
 bench: ## Criterion benchmarks
 	cargo bench --locked

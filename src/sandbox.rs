@@ -5,7 +5,7 @@
 //! list ends the process: a data plane that does what its code does not say is not one to go on with.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
@@ -45,9 +45,9 @@ pub fn drop_capabilities() -> Result<(), SandboxError> {
     nix::sys::prctl::set_no_new_privs().map_err(failed("no_new_privs"))
 }
 
-/// Shuts the file system but for reading below `readable`. A kernel without Landlock (before 5.13) leaves it open:
-/// returns whether it is shut.
-pub fn shut_files(readable: &[PathBuf]) -> Result<bool, SandboxError> {
+/// Shuts the file system but for reading below `readable`, and removing files in `tidied`. A kernel without Landlock
+/// (before 5.13) leaves it open: returns whether it is shut.
+pub fn shut_files(readable: &[PathBuf], tidied: Option<&Path>) -> Result<bool, SandboxError> {
     let abi = ABI::V5;
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))
@@ -57,6 +57,11 @@ pub fn shut_files(readable: &[PathBuf]) -> Result<bool, SandboxError> {
         // A directory that does not exist now cannot be named; one that comes later stays shut.
         let Ok(directory) = PathFd::new(path) else { continue };
         let rule = PathBeneath::new(directory, AccessFs::from_read(abi) & !AccessFs::Execute);
+        ruleset = ruleset.add_rule(rule).map_err(failed("Landlock"))?;
+    }
+    if let Some(path) = tidied {
+        let directory = PathFd::new(path).map_err(failed("Landlock"))?;
+        let rule = PathBeneath::new(directory, AccessFs::RemoveFile);
         ruleset = ruleset.add_rule(rule).map_err(failed("Landlock"))?;
     }
     let status = ruleset.restrict_self().map_err(failed("Landlock"))?;
@@ -128,7 +133,7 @@ const WORKER: &[&[c_long]] = &[
 ];
 
 /// What the first thread takes once the others run: it waits, takes signals, speaks with the helper, looks whether what it
-/// is attached to is there, and ends the others.
+/// is attached to is there, ends the others, and removes the name of its socket.
 const MAIN: &[c_long] = &[
     libc::SYS_poll,
     libc::SYS_recvmsg,
@@ -141,6 +146,7 @@ const MAIN: &[c_long] = &[
     libc::SYS_statx,
     libc::SYS_newfstatat,
     libc::SYS_clock_nanosleep,
+    libc::SYS_unlink,
 ];
 
 fn system_calls(thread: Thread) -> Vec<c_long> {

@@ -52,7 +52,8 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
     let links: Vec<Tap> =
         queues.into_iter().map(|queue| Tap::new(queue, config.mtu, udp_segmentation)).collect();
     let mac = GuestMac::given(config.guest_mac);
-    let parts = GuestParts { links, mac, search, broker: namespace.broker.take(), service: None };
+    let parts =
+        GuestParts { links, mac, search, broker: namespace.broker.take(), service: None, tidied: None };
     let node = Node::start(&config, provisions, parts)?;
     namespace.go().context("the helper process is gone")?;
     let mut guest = Guest { namespace, node, signals, departure, runs_command };

@@ -49,7 +49,7 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     let search = ResolvConf::read(Path::new(RESOLV_CONF)).search;
     let signals = Signals::take().context("cannot take signals")?;
     let provisions = Provisions::gather(&config)?;
-    let (door, _plate) = if monitor.client {
+    let (door, plate) = if monitor.client {
         (Door::Call(monitor.vhost_user.clone()), None)
     } else {
         let (door, plate) = door::listen(&monitor.vhost_user).context("--vhost-user")?;
@@ -73,10 +73,12 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
         let workers = [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
         door.serve(workers.collect(), identity, || learned.forget());
     });
-    let guest = Guest { links: vec![link], mac, search, broker: None, service: Some(service) };
+    let tidied = plate.as_ref().map(|plate| plate.directory().to_path_buf());
+    let guest = Guest { links: vec![link], mac, search, broker: None, service: Some(service), tidied };
     let node = Node::start(&config, provisions, guest)?;
     let status = wait(&node, &signals);
     let report = node.stop();
+    drop(plate);
     if config.verbose > 0 {
         say(&report);
     }

@@ -170,6 +170,8 @@ pub enum ToSlow {
         /// IPv4 or IPv6.
         v4: bool,
     },
+    /// A queue of the link has failed, in these words: the user is told.
+    QueueFailed(String),
     /// What the guest answers at a published TCP port.
     Listens {
         /// Which publication.

@@ -173,9 +173,9 @@ pub trait Link {
     /// Takes in what those operations gave; returns how many frames the guest did not take.
     fn end_publish(&mut self, operations: &Operations) -> usize;
 
-    /// How many queues have failed since this was asked last: their drivers broke the rules.
-    fn take_faults(&mut self) -> usize {
-        0
+    /// A queue that has failed, because its driver broke the rules, and was not told yet: what to tell the user.
+    fn take_fault(&mut self) -> Option<String> {
+        None
     }
 
     /// Whether the link is gone for good.

@@ -79,6 +79,14 @@ fn inode(path: &Path) -> io::Result<Inode> {
     Ok((metadata.dev(), metadata.ino(), metadata.created().ok()))
 }
 
+impl Doorplate {
+    /// Where the socket lies.
+    pub fn directory(&self) -> &Path {
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.unwrap_or(Path::new("."))
+    }
+}
+
 impl Drop for Doorplate {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|there| there == self.identity) {
@@ -117,7 +125,6 @@ impl Door {
                 Ok(()) => tracing::info!("the virtual machine has gone"),
                 Err(error) => tracing::error!(%error, "the front-end is not spoken with any more"),
             }
-            session::tell_faults(&workers);
             left();
         }
     }

@@ -4,7 +4,7 @@
 //! enabled too. Every message that changes a ring, or the memory, detaches the pair first and attaches it again as it is
 //! then; all of them are rare.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -43,6 +43,7 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_getsockopt,
     libc::SYS_fstat,
+    libc::SYS_statx,
     libc::SYS_lseek,
     libc::SYS_clock_nanosleep,
 ];
@@ -134,24 +135,11 @@ pub fn serve(
             }
             Err(error) => break Err(error),
         }
-        tell_faults(workers);
     };
     if let Ok(mut session) = session.lock() {
         session.end();
     }
     left
-}
-
-/// Tells the user which queues were given up.
-pub fn tell_faults(workers: &[Worker]) {
-    for (pair, worker) in workers.iter().enumerate() {
-        while let Some((queue, fault)) = worker.control.fault() {
-            tracing::error!(
-                "virtqueue {}: the guest's driver is wrong, {fault}: the queue has stopped",
-                2 * pair + queue
-            );
-        }
-    }
 }
 
 impl Session {
@@ -267,11 +255,22 @@ fn refuse(error: impl std::fmt::Display) -> Error {
 
 /// Why memory cannot be mapped.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest's memory cannot be mapped ({0}); is it shared (memory-backend-memfd,share=on)?")]
-struct MapError(#[from] MmapRegionError);
+enum MapError {
+    /// To touch it would end hythe.
+    #[error("the guest's memory cannot be mapped: its file is shorter than the front-end says")]
+    Short,
+    #[error("the guest's memory cannot be mapped ({0}); is it shared (memory-backend-memfd,share=on)?")]
+    Refused(#[from] MmapRegionError),
+}
 
 /// Maps a region of the guest's memory.
 fn map(place: Place, file: File) -> std::result::Result<Arc<Region>, MapError> {
+    let is_short = |metadata: &Metadata| {
+        metadata.is_file() && place.offset.checked_add(place.len).is_none_or(|end| end > metadata.len())
+    };
+    if file.metadata().as_ref().is_ok_and(is_short) {
+        return Err(MapError::Short);
+    }
     let len = usize::try_from(place.len).unwrap_or(usize::MAX);
     let mapping = MmapRegion::from_file(FileOffset::new(file, place.offset), len)?;
     Ok(Arc::new(Region::new(place, mapping)))

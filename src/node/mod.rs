@@ -105,6 +105,8 @@ pub struct Guest<L> {
     pub broker: Option<Channel>,
     /// What the link does on a thread of its own, if anything.
     pub service: Option<Service>,
+    /// The directory in which something is to be removed at the end.
+    pub tidied: Option<PathBuf>,
 }
 
 /// A running node.
@@ -132,7 +134,7 @@ impl Node {
         mut provisions: Provisions,
         guest: Guest<L>,
     ) -> Result<Self, NodeError> {
-        let Guest { links, mac: guest_mac, search, broker, service } = guest;
+        let Guest { links, mac: guest_mac, search, broker, service, tidied } = guest;
         let count = links.len();
         let eventfd = || Waker::new().map(Arc::new).map_err(system("cannot make an eventfd"));
         let wakers: Vec<Arc<Waker>> = (0..count).map(|_| eventfd()).collect::<Result<_, _>>()?;
@@ -154,7 +156,7 @@ impl Node {
         };
         let cores = allowed_cores();
         if config.sandbox {
-            let shut = close_sandbox().map_err(NodeError::Sandbox)?;
+            let shut = close_sandbox(tidied.as_deref()).map_err(NodeError::Sandbox)?;
             tracing::info!(files_shut = shut, "rights are given up");
         }
 
@@ -299,12 +301,12 @@ fn start_service(
 }
 
 /// Gives up what the threads to come do not need. Returns whether files are shut too.
-fn close_sandbox() -> Result<bool, SandboxError> {
+fn close_sandbox(tidied: Option<&Path>) -> Result<bool, SandboxError> {
     sandbox::drop_capabilities()?;
     let mut readable = watched_directories(Path::new(RESOLV_CONF));
     // Where a link may be switched to when the host's network changes.
     readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));
-    sandbox::shut_files(&readable)
+    sandbox::shut_files(&readable, tidied)
 }
 
 /// Limits the calling thread to the system calls of its kind, where that is wanted.

@@ -271,6 +271,7 @@ impl Slow {
                     broker.ask(worker, count, v4);
                 }
             }
+            ToSlow::QueueFailed(words) => tracing::error!("{words}"),
             ToSlow::Listens { publication, listens } => self.listens(publication, listens),
         }
     }

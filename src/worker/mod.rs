@@ -350,11 +350,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.engine.run(&mut self.operations);
         let lost = self.link.end_publish(&self.operations);
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
-        for _ in 0..self.link.take_faults() {
-            self.drop_frame(DropReason::QueueFault);
-        }
         if receive {
             self.link_ready = !self.link.end_receive(&self.operations).empty;
+        }
+        self.tell_faults();
+    }
+
+    fn tell_faults(&mut self) {
+        while let Some(words) = self.link.take_fault() {
+            self.drop_frame(DropReason::QueueFault);
+            // Should the mailbox be full, the counter tells it.
+            let _ = self.slow.put(ToSlow::QueueFailed(words));
         }
     }
 
@@ -365,6 +371,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.engine.run(&mut self.publishing);
         let lost = self.link.end_publish(&self.publishing);
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
+        self.tell_faults();
     }
 
     fn take_events(&mut self, now: Now) {

@@ -4,10 +4,10 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::rig::bytes::Pattern;
 use crate::rig::cell::{ANY, Cell, on_every_cell};
 use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
+use crate::rig::pattern::Pattern;
 use crate::rig::quiet;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::wait::{PATIENCE, pause, wait_until, wait_within};

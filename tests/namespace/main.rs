@@ -3,6 +3,7 @@
 //! They run as root. Most claims are tested in every cell of a matrix of engines and numbers of workers ([`rig::cell`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "../rig/mod.rs"]
 mod rig;
 
 mod budgets;

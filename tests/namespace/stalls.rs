@@ -3,8 +3,9 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use crate::rig::bytes::{Pattern, accept, echo, expect_echo, transfer};
+use crate::rig::bytes::{accept, echo, expect_echo, transfer};
 use crate::rig::cell::{Cell, Engine, on_every_cell};
+use crate::rig::pattern::Pattern;
 use crate::rig::process;
 use crate::rig::quiet;
 use crate::rig::site::Family;

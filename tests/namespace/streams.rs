@@ -4,9 +4,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::rig::bytes::{Pattern, accept, echo, expect_echo, expect_end, expect_reset, reset, transfer};
+use crate::rig::bytes::{accept, echo, expect_echo, expect_end, expect_reset, reset, transfer};
 use crate::rig::cell::{ANY, Cell, on_every_cell};
 use crate::rig::hythe::Hythe;
+use crate::rig::pattern::Pattern;
 use crate::rig::quiet;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::wait::{pause, wait_until};

@@ -63,8 +63,6 @@ struct Answer {
 /// The session's hold on one worker's link.
 pub struct Control {
     commands: Sender<(Command, Sender<Answer>)>,
-    /// Faults that the session has not told yet.
-    faults: Receiver<(usize, Fault)>,
 }
 
 /// The worker has ended, and its link with it.
@@ -95,11 +93,6 @@ impl Control {
     pub fn guest_gone(&self, wake: impl FnOnce()) -> Result<(), Ended> {
         self.ask(Command::GuestGone, wake).map(|_| ())
     }
-
-    /// A fault of the driver that was not told yet: in its receive (0) or transmit (1) queue, as virtio numbers them.
-    pub fn fault(&self) -> Option<(usize, Fault)> {
-        self.faults.try_recv().ok()
-    }
 }
 
 struct Active {
@@ -109,8 +102,10 @@ struct Active {
     error: Option<OwnedFd>,
     /// The driver broke the rules: the queue is not touched any more.
     has_failed: bool,
-    /// The error is to be told.
+    /// The driver is to be told of it.
     tell_error: bool,
+    /// What another device gave back may not have been told: it may have died in between.
+    is_new: bool,
     /// The kick was seen and is to be taken out of its descriptor.
     woken: bool,
 }
@@ -120,12 +115,18 @@ impl Active {
         let queue = SplitQueue::new(memory.clone(), &ring.parts)?;
         queue.refuse_notifications();
         let Ring { kick, call, error, .. } = ring;
-        Some(Self { queue, kick, call, error, has_failed: false, tell_error: false, woken: false })
+        let (has_failed, tell_error, is_new, woken) = (false, false, true, false);
+        Some(Self { queue, kick, call, error, has_failed, tell_error, is_new, woken })
     }
 
     fn fail(&mut self) {
         self.has_failed = true;
         self.tell_error = true;
+    }
+
+    /// Whether the driver may have to be told something.
+    fn is_unsettled(&self) -> bool {
+        self.tell_error || (!self.has_failed && (self.is_new || self.queue.is_unsettled()))
     }
 }
 
@@ -135,8 +136,8 @@ pub struct Queue {
     tcp_segmentation: bool,
     udp_segmentation: bool,
     commands: Receiver<(Command, Sender<Answer>)>,
-    faults: Sender<(usize, Fault)>,
-    faults_uncounted: usize,
+    /// Faults that were not told yet.
+    faults: Vec<(usize, Fault)>,
     rings: [Option<Active>; 2],
     from_guest: FromGuest,
     to_guest: ToGuest,
@@ -152,7 +153,6 @@ impl Queue {
     pub fn new(mtu: u16) -> (Self, Control) {
         // The session waits for the answer to each command, so there is never more than one.
         let (commands, incoming) = bounded(1);
-        let (told, faults) = bounded(16);
         let mut words = Buffers::new(2, 8);
         words.bytes_mut(ONE, 8).copy_from_slice(&1u64.to_ne_bytes());
         let queue = Self {
@@ -160,14 +160,13 @@ impl Queue {
             tcp_segmentation: false,
             udp_segmentation: false,
             commands: incoming,
-            faults: told,
-            faults_uncounted: 0,
+            faults: Vec::new(),
             rings: [None, None],
             from_guest: FromGuest::default(),
             to_guest: ToGuest::new(),
             words,
         };
-        (queue, Control { commands, faults })
+        (queue, Control { commands })
     }
 
     /// A ring that works.
@@ -183,9 +182,7 @@ impl Queue {
             TRANSMIT => self.from_guest.forget(),
             _ => self.to_guest.detach(),
         }
-        self.faults_uncounted += 1;
-        // virtio 1.3, 5.1.2: receive queues come first. A session that does not listen misses the words, not the count.
-        let _ = self.faults.try_send((1 - which, fault));
+        self.faults.push((which, fault));
     }
 
     fn attach(&mut self, attachment: Attachment) -> Answer {
@@ -331,7 +328,7 @@ impl Link for Queue {
         // Whoever is owed an interrupt is served with what there is to publish.
         self.to_guest.has_staged() && !self.to_guest.wants_room()
             || self.to_guest.has_ahead()
-            || self.rings.iter().flatten().any(|ring| !ring.has_failed && ring.queue.is_unsettled())
+            || self.rings.iter().flatten().any(Active::is_unsettled)
     }
 
     fn reserve(&mut self, payload_len: usize) -> Option<Space> {
@@ -376,7 +373,8 @@ impl Link for Queue {
         });
         for which in [TRANSMIT, RECEIVE] {
             let Some(ring) = &mut self.rings[which] else { continue };
-            let interrupt = !ring.has_failed && ring.queue.wants_interrupt();
+            let is_new = std::mem::take(&mut ring.is_new);
+            let interrupt = !ring.has_failed && (ring.queue.wants_interrupt() || is_new);
             let error = std::mem::take(&mut ring.tell_error);
             let Some(ring) = &self.rings[which] else { continue };
             if let Some(call) = ring.call.as_ref().filter(|_| interrupt) {
@@ -392,8 +390,10 @@ impl Link for Queue {
         self.to_guest.take_lost()
     }
 
-    fn take_faults(&mut self) -> usize {
-        std::mem::take(&mut self.faults_uncounted)
+    fn take_fault(&mut self) -> Option<String> {
+        let (which, fault) = self.faults.pop()?;
+        let name = if which == TRANSMIT { "transmit" } else { "receive" };
+        Some(format!("the driver of the guest's {name} queue is wrong, {fault}: the queue has stopped"))
     }
 
     fn is_closed(&self) -> bool {

@@ -51,6 +51,7 @@ impl Driver {
     }
 
     /// The driver of another queue in the same memory.
+    #[must_use]
     pub fn beside(&self) -> Self {
         let memory = self.memory.clone();
         Self { memory, size: self.size, base: SECOND, available: 0, seen_used: 0, next_descriptor: 0 }
@@ -77,13 +78,17 @@ impl Driver {
         let mut pieces = Vec::new();
         assert!(self.memory.pieces(address, bytes.len(), &mut pieces));
         let mut at = 0;
-        pieces.iter().for_each(|piece| at += piece.copy_from(&bytes[at..]));
+        for piece in &pieces {
+            at += piece.copy_from(&bytes[at..]);
+        }
     }
 
     pub fn read(&self, address: u64, len: usize) -> Vec<u8> {
         let (mut pieces, mut bytes) = (Vec::new(), Vec::new());
         assert!(self.memory.pieces(address, len, &mut pieces));
-        pieces.iter().for_each(|piece| piece.copy_to(&mut bytes));
+        for piece in &pieces {
+            piece.copy_to(&mut bytes);
+        }
         bytes
     }
 

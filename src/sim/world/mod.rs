@@ -430,7 +430,7 @@ impl World {
                     }
                 }
                 ToSlow::Listens { publication, listens } => self.hear_listens(publication as usize, listens),
-                ToSlow::Frame { .. } | ToSlow::WantSockets { .. } => {}
+                ToSlow::Frame { .. } | ToSlow::WantSockets { .. } | ToSlow::QueueFailed(_) => {}
             }
         }
     }

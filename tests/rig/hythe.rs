@@ -60,10 +60,10 @@ pub struct Ended {
     pub left: Vec<i32>,
 }
 
-/// A running hythe and its guest.
-pub struct Hythe {
+/// A running hythe and its guest, in whatever way the guest can be reached.
+pub struct Hythe<Guest = Netns> {
     started: Started,
-    pub guest: Netns,
+    pub guest: Guest,
     cell: Cell,
 }
 
@@ -173,11 +173,17 @@ impl Start<'_> {
         Hythe { guest: Netns::of_process(pid), started, cell }
     }
 
+    /// Serves a guest that somebody else makes; `words` say which.
+    pub fn serve<Guest>(self, mode: &str, words: &str, guest: Guest) -> Hythe<Guest> {
+        let cell = self.cell;
+        let started = self.options("-v").options(words).spawn(mode, &[]);
+        Hythe { started, guest, cell }
+    }
+
     /// Joins a namespace that exists; `target` is `--netns PATH` or `--pid PID`, `guest` the namespace.
     pub fn attach(self, target: &str, guest: &Netns) -> Hythe {
-        let (cell, v6_only) = (self.cell, self.options.iter().any(|option| option == "-6"));
-        let started = self.options("-v").options(target).spawn("attach", &[]);
-        let hythe = Hythe { guest: guest.clone(), started, cell };
+        let v6_only = self.options.iter().any(|option| option == "-6");
+        let hythe = self.serve("attach", target, guest.clone());
         let family = if v6_only { Family::V6 } else { Family::V4 };
         let gateway = (family.gateway(), 53).into();
         // Where it is not ready yet, there is no route.
@@ -305,6 +311,15 @@ impl Hythe {
         Start { host, cell, options: Vec::new(), mounts: None, temporary: None }
     }
 
+    /// Ends the guest's command in order, and with it hythe.
+    pub fn stop(mut self) -> Ended {
+        self.started.stdin = None;
+        let Self { started, .. } = self;
+        started.end()
+    }
+}
+
+impl<Guest> Hythe<Guest> {
     pub fn pid(&self) -> i32 {
         self.started.pid()
     }
@@ -334,13 +349,6 @@ impl Hythe {
             self.signal(Signal::SIGUSR1);
             wait_within(Duration::from_secs(2), || parse_report(&self.log()[before..]))
         })
-    }
-
-    /// Ends the guest's command in order, and with it hythe.
-    pub fn stop(mut self) -> Ended {
-        self.started.stdin = None;
-        let Self { started, .. } = self;
-        started.end()
     }
 
     /// Waits for its end.

@@ -1,0 +1,77 @@
+//! The two ends of a link need not begin and end together.
+
+use nix::sys::signal::Signal;
+
+use crate::machine::{Machine, Vm};
+use crate::rig::cell::{Cell, Engine};
+use crate::rig::directory::Directory;
+use crate::rig::site::Site;
+use crate::rig::wait::wait_until;
+use crate::world::{boot, expect_network, expect_service, serve, start};
+
+const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Epoll];
+
+/// The guest sees its link go, or come back.
+fn expect_carrier(vm: &Vm, carrier: &str) {
+    wait_until("the link to change", || vm.command("cat /sys/class/net/eth0/carrier") == carrier);
+}
+
+#[test]
+fn a_machine_may_come_before_hythe() {
+    let (site, directory) = (Site::new(), Directory::new());
+    let socket = directory.path().join("link");
+    let vm = Vm::start(Machine::Qemu, &socket);
+    // It has found nobody, and goes on trying.
+    wait_until("the machine to look for the link", || vm.said().contains("Failed to connect"));
+    let hythe = serve(&site, Cell::new(Engine::IoUring, 1), &socket);
+    vm.wait_until_booted();
+    expect_network(&vm);
+    expect_service(&vm, &site);
+    hythe.signal(Signal::SIGTERM);
+    hythe.end().assert_clean(0);
+}
+
+#[test]
+fn a_machine_may_follow_another() {
+    let (site, directory) = (Site::new(), Directory::new());
+    let socket = directory.path().join("link");
+    let hythe = serve(&site, Cell::new(Engine::IoUring, 1), &socket);
+    // Each has a MAC of its own.
+    for _ in 0..3 {
+        let vm = boot(Machine::UserModeLinux, &socket);
+        expect_service(&vm, &site);
+    }
+    hythe.signal(Signal::SIGTERM);
+    hythe.end().assert_clean(0);
+}
+
+/// The guest has its link again with every hythe that comes after one that was killed, and does nothing for it itself.
+fn outlives_hythe(machine: Machine, options: &str) {
+    let (site, directory) = (Site::new(), Directory::new());
+    let socket = directory.path().join("link");
+    let vm = Vm::start(machine, &socket);
+    let mut hythe = start(&site, Cell::new(Engine::IoUring, 1), &socket, options);
+    vm.wait_until_booted();
+    expect_network(&vm);
+    expect_service(&vm, &site);
+    for engine in ENGINES {
+        hythe.signal(Signal::SIGKILL);
+        hythe.end();
+        expect_carrier(&vm, "0");
+        hythe = start(&site, Cell::new(engine, 1), &socket, options);
+        expect_carrier(&vm, "1");
+        expect_service(&vm, &site);
+    }
+    hythe.signal(Signal::SIGTERM);
+    hythe.end().assert_clean(0);
+}
+
+#[test]
+fn a_guest_outlives_a_hythe_that_it_calls() {
+    outlives_hythe(Machine::Qemu, "");
+}
+
+#[test]
+fn a_guest_outlives_a_hythe_that_calls_it() {
+    outlives_hythe(Machine::QemuThatListens, "--client");
+}

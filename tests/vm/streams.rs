@@ -1,0 +1,67 @@
+//! TCP between a guest and the far server, opened by either.
+
+use std::net::Shutdown;
+use std::time::Duration;
+
+use crate::rig::bytes::{accept, expect_end};
+use crate::rig::pattern::Pattern;
+use crate::rig::site::{FAMILIES, Family};
+use crate::world::{GUEST_PORT, PORT, World, with_every_guest};
+
+const MIB: u64 = 1 << 20;
+
+/// How long many bytes may take on a machine that is busy with other guests.
+const LONG: Duration = Duration::from_mins(3);
+
+/// So many bytes one way, over a connection of the guest's, and then so many the other way.
+fn carries(world: &World, family: Family, bytes: u64) {
+    let listener = world.site.far.listen(family.far(), 0);
+    let name = listener.local_addr().unwrap();
+    std::thread::scope(|scope| {
+        let far = scope.spawn(|| {
+            let (stream, _) = accept(&listener);
+            Pattern(1).expect(&stream, 0, bytes).unwrap();
+            expect_end(&stream);
+        });
+        world.vm.command_within(LONG, &format!("talker send {name} 1 {bytes}"));
+        far.join().unwrap();
+        let far = scope.spawn(|| {
+            let (stream, _) = accept(&listener);
+            Pattern(2).send(&stream, 0, bytes).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            expect_end(&stream);
+        });
+        world.vm.command_within(LONG, &format!("talker receive {name} 2 {bytes}"));
+        far.join().unwrap();
+    });
+}
+
+with_every_guest! {
+    every_byte_arrives_each_way(world) {
+        // A processor in software takes its time.
+        let bytes = if world.machine == Machine::UserModeLinux { 1024 * MIB } else { 64 * MIB };
+        carries(&world, Family::V4, bytes);
+        carries(&world, Family::V6, 64 * MIB);
+        world.finish();
+    }
+}
+
+with_every_guest! {
+    a_published_port_leads_to_the_guest(world) {
+        const BYTES: u64 = 16 * MIB;
+        world.vm.serve(GUEST_PORT);
+        for family in FAMILIES {
+            let stream = world.site.far.connect((family.host(), PORT)).unwrap();
+            // Both ways at once.
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    Pattern(3).send(&stream, 0, BYTES).unwrap_or_else(|error| panic!("{family:?}: {error}"));
+                    stream.shutdown(Shutdown::Write).unwrap();
+                });
+                Pattern(3).expect(&stream, 0, BYTES).unwrap_or_else(|error| panic!("{family:?}: {error}"));
+                expect_end(&stream);
+            });
+        }
+        world.finish();
+    }
+}
