@@ -5,8 +5,8 @@
 //! then; all of them are rare.
 
 use std::fs::{File, Metadata};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
-    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{BackendReqHandler, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::mmap::MmapRegionError;
@@ -34,6 +34,8 @@ const MEMORY_SLOTS: usize = 509;
 /// The system calls made here, beside those of the runtime.
 pub const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_poll,
+    libc::SYS_socketpair,
+    libc::SYS_dup3,
     libc::SYS_accept4,
     libc::SYS_socket,
     libc::SYS_connect,
@@ -124,7 +126,8 @@ pub fn serve(
     identity: Identity,
 ) -> std::result::Result<(), Error> {
     let session = Arc::new(Mutex::new(Session::new(workers.clone(), identity)));
-    let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+    let mut handler = handler(&stream, session.clone())?;
+    drop(stream);
     let left = loop {
         match handler.handle_request() {
             Ok(()) | Err(Error::SocketRetry(_)) => {}
@@ -140,6 +143,26 @@ pub fn serve(
         session.end();
     }
     left
+}
+
+/// The crate's side of the protocol. QEMU enables rings before it has acknowledged any feature, which the crate refuses.
+/// So the handler first hears, from a socket of our own, that `VHOST_USER_F_PROTOCOL_FEATURES` is acknowledged: what a
+/// front-end that enables rings means. Its descriptor becomes the front-end's then.
+fn handler(
+    stream: &UnixStream,
+    session: Arc<Mutex<Session>>,
+) -> std::result::Result<BackendReqHandler<Mutex<Session>>, Error> {
+    let (mut ours, theirs) = UnixStream::pair().map_err(Error::SocketError)?;
+    let mut handler = BackendReqHandler::from_stream(theirs, session);
+    // vhost-user, "Header": request, version, length of the payload.
+    let header = [2u32, 1, 8].map(u32::to_ne_bytes).concat();
+    let features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits().to_ne_bytes();
+    ours.write_all(&[&header[..], &features].concat()).map_err(Error::SocketError)?;
+    handler.handle_request()?;
+    // SAFETY: both descriptors are open; the handler's stays the handler's, and becomes another name of the stream.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::dup3(stream.as_raw_fd(), handler.as_raw_fd(), libc::O_CLOEXEC) };
+    if result < 0 { Err(Error::SocketError(io::Error::last_os_error())) } else { Ok(handler) }
 }
 
 impl Session {

@@ -9,9 +9,10 @@
 //! * [`echo`]: the gateway answers ping
 //! * [`fragments`]: packets of the guest that came in pieces
 //! * [`publish`]: published ports that show what the guest shows
-//! * [`own_addresses`]: the host's addresses come and go
+//! * [`own_addresses`]: the host's addresses come and go; [`current_addresses`]: the workers hear of it
 
 mod broker;
+mod current_addresses;
 pub mod dhcp;
 pub mod dhcpv6;
 pub mod dns;
@@ -22,7 +23,7 @@ mod own_addresses;
 pub mod publish;
 mod readable;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -125,9 +126,9 @@ async fn serve(parts: Parts, address_watch: AddressWatch) -> io::Result<()> {
         async move { dns.follow_resolv_conf().await }
     });
     spawn_local({
-        let (addresses, workers) = (slow.to_guest.addresses.clone(), slow.to_guest.workers.clone());
+        let current = slow.current.clone();
         async move {
-            let error = own_addresses::follow(address_watch, addresses, workers).await;
+            let error = own_addresses::follow(address_watch, current).await;
             tracing::warn!(%error, "changes of the host's addresses will not be seen");
         }
     });
@@ -159,6 +160,10 @@ async fn serve(parts: Parts, address_watch: AddressWatch) -> io::Result<()> {
 
 struct Slow {
     to_guest: Rc<ToGuest>,
+    /// What the workers know about addresses; those above are as the link was set up.
+    current: Rc<current_addresses::CurrentAddresses>,
+    /// The guest has the IPv6 address that it is offered.
+    guest_has_given: Cell<bool>,
     mtu: u16,
     dns: dns::Dns,
     router: neighbours::RouterConfig,
@@ -176,7 +181,7 @@ struct ToGuest {
     guest_mac: GuestMac,
     mtu: u16,
     counters: Arc<Counters>,
-    fragment_id: std::cell::Cell<u32>,
+    fragment_id: Cell<u32>,
 }
 
 impl ToGuest {
@@ -233,10 +238,14 @@ impl Slow {
             guest_mac: parts.guest_mac,
             mtu: parts.mtu,
             counters: parts.counters,
-            fragment_id: std::cell::Cell::new(Now::read().0 as u32),
+            fragment_id: Cell::new(Now::read().0 as u32),
         };
+        let current =
+            current_addresses::CurrentAddresses::new(to_guest.addresses.clone(), to_guest.workers.clone());
         Ok(Self {
             to_guest: Rc::new(to_guest),
+            current: Rc::new(current),
+            guest_has_given: Cell::new(false),
             mtu: parts.mtu,
             dns,
             router: neighbours::RouterConfig {
@@ -296,7 +305,34 @@ impl Slow {
         }
     }
 
+    /// Connections to published ports go to the address that the guest has. Over IPv6 it chooses one itself (RFC 4862),
+    /// unless it asks for the one that it is offered, or hythe has set its interface up.
+    fn note_guest_address(&self, frame: &[u8]) {
+        let (Some(v6), None) = (&self.addresses().v6, &self.broker) else { return };
+        let Some(seen) = neighbours::learn(self.addresses(), frame).filter(|seen| !seen.is_v4()) else {
+            return;
+        };
+        if seen == v6.guest {
+            self.guest_has_given.set(true);
+        } else if self.guest_has_given.get() {
+            return;
+        }
+        if self.current.get().v6.as_ref().is_some_and(|v6| v6.guest != seen) {
+            tracing::info!(address = %seen, "the guest has an IPv6 address");
+            let current = self.current.clone();
+            spawn_local(async move {
+                let set = |addresses: &mut Addresses| {
+                    if let Some(v6) = &mut addresses.v6 {
+                        v6.guest = seen;
+                    }
+                };
+                current.change(set).await;
+            });
+        }
+    }
+
     fn neighbour(&self, worker: u8, frame: &[u8]) {
+        self.note_guest_address(frame);
         if let Some(answer) =
             neighbours::answer(self.addresses(), &self.router, self.to_guest.guest_mac.get(), frame)
         {

@@ -411,7 +411,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::GuestSockets { v4, sockets } => self.add_guest_sockets(v4, sockets),
                 ToWorker::Rehome { stream, socket, peer } => self.rehome(stream, socket, peer),
                 ToWorker::Unanswerable(client) => self.unanswerable.note(client, now),
-                ToWorker::Addresses(addresses) => self.addresses = addresses,
+                ToWorker::Addresses(addresses) => {
+                    self.addresses = addresses;
+                    self.readdress_published_datagrams();
+                }
                 ToWorker::Stop => self.stop(now),
             }
         }

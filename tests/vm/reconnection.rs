@@ -5,15 +5,22 @@ use nix::sys::signal::Signal;
 use crate::machine::{Machine, Vm};
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::directory::Directory;
-use crate::rig::site::Site;
+use crate::rig::site::{FAMILIES, Site};
 use crate::rig::wait::wait_until;
-use crate::world::{boot, expect_network, expect_service, serve, start};
+use crate::world::{PORT, boot, expect_network, expect_service, serve, start};
 
 const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Epoll];
 
 /// The guest sees its link go, or come back.
 fn expect_carrier(vm: &Vm, carrier: &str) {
     wait_until("the link to change", || vm.command("cat /sys/class/net/eth0/carrier") == carrier);
+}
+
+/// Nobody has the published port any more: the kernel closes what a ring of a killed process holds when it gets to it.
+fn expect_free_port(site: &Site) {
+    for family in FAMILIES {
+        wait_until("the published port to be free", || site.far.connect((family.host(), PORT)).is_err());
+    }
 }
 
 #[test]
@@ -58,6 +65,7 @@ fn outlives_hythe(machine: Machine, options: &str) {
         hythe.signal(Signal::SIGKILL);
         hythe.end();
         expect_carrier(&vm, "0");
+        expect_free_port(&site);
         hythe = start(&site, Cell::new(engine, 1), &socket, options);
         expect_carrier(&vm, "1");
         expect_service(&vm, &site);

@@ -378,6 +378,25 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
+    /// The guest may have another address: what comes to its published ports from now on goes there.
+    pub(in crate::worker) fn readdress_published_datagrams(&mut self) {
+        for slot in self.mappings.slots() {
+            let Some(mapping) = self.mappings.get_mut(slot) else { continue };
+            let Some(family) = self.addresses.family(mapping.guest.address.is_v4()) else { continue };
+            let published = matches!(mapping.kind, MappingKind::Published(_));
+            if !published || mapping.guest.address == family.guest {
+                continue;
+            }
+            mapping.guest.address = family.guest;
+            let (guest, protocol) = (mapping.guest, mapping.kind.protocol());
+            let Some(position) = mapping.position.take() else { continue };
+            self.flows.remove(position);
+            let hashed = self.flows.hash(&Self::mapping_key(guest, protocol));
+            // A mapping that the guest has begun already keeps what it begins; what comes in is found all the same.
+            mapping.position = self.flows.insert(&hashed, Handle { owner: self.id, slot }).ok();
+        }
+    }
+
     /// The ports of a publication are not published any more.
     pub(in crate::worker) fn remove_published_datagrams(&mut self, id: u32) {
         for slot in self.mappings.slots() {
