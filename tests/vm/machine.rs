@@ -167,6 +167,16 @@ impl Vm {
         self.command_within(COMMAND_TIME, command)
     }
 
+    /// A counter of the guest's kernel, by its name in /proc/net/snmp or netstat.
+    pub fn counter(&self, file: &str, name: &str) -> u64 {
+        // A line of names and a line of values for each group.
+        let program = format!(
+            "{{ if ($2 ~ /[A-Za-z]/) {{ delete n; for (i = 2; i <= NF; i++) n[i] = $i }} \
+             else for (i = 2; i <= NF; i++) if (n[i] == \"{name}\") print $i }}"
+        );
+        self.command(&format!("awk '{program}' /proc/net/{file}")).parse().unwrap()
+    }
+
     /// Serves a port in the guest, for TCP and UDP: what comes goes back.
     pub fn serve(&self, port: u16) {
         self.command(&format!("talker serve {port} >/tmp/served 2>&1 &"));

@@ -135,15 +135,21 @@ impl World {
     /// Ends hythe, and then the guest. Nothing of a guest with this one's habits was dropped.
     pub fn finish(self) {
         let counters = self.hythe.counters();
-        let sent_again = self.vm.command("awk '/^Tcp: [0-9]/ { print $13 }' /proc/net/snmp").parse().unwrap();
+        let sent_again = self.vm.counter("snmp", "RetransSegs")
+            + ["TCPWinProbe", "TCPKeepAlive"]
+                .map(|name| self.vm.counter("netstat", name))
+                .iter()
+                .sum::<u64>();
         for (cause, count) in counters.drops() {
             let expected = match cause {
                 // The guest tells its multicast groups to routers (MLD), of which there are none.
                 "icmp_type" => true,
                 // The router advertises itself when it starts, and there is no machine yet.
                 "link_full" => count <= 1,
-                // What the guest's kernel sent once more on its own account, on a busy machine.
-                "out_of_window" => count <= sent_again,
+                // What the guest's kernel sent once more on its own account, on a busy machine: data, and probes of a window
+                // that was shut, which begin before it. And where the window is full, it numbers an acknowledgement by
+                // the edge that it knew, which is rounded to the window's scale and may have moved: a few at the most.
+                "out_of_window" => count <= sent_again + 8,
                 _ => false,
             };
             assert!(expected, "{count} dropped because of {cause}: {counters:?}");
