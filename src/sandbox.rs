@@ -18,7 +18,7 @@ use seccompiler::{
 
 use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
-use crate::monitor::session;
+use crate::monitor::{session, sockets};
 use crate::observe::recorder;
 use crate::{exchange, slow};
 
@@ -77,7 +77,7 @@ pub enum Thread {
     Slow,
     /// The writer of captures.
     Recorder,
-    /// What speaks with the front-end of a virtual machine.
+    /// What deals with the monitor of a virtual machine.
     Link,
     /// The first thread, which waits for signals and for the end.
     Main,
@@ -157,7 +157,7 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
             vec![slow::SYSTEM_CALLS, slow::dns::SYSTEM_CALLS, listen::SYSTEM_CALLS, exchange::SYSTEM_CALLS]
         }
         Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
-        Thread::Link => vec![session::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
+        Thread::Link => vec![session::SYSTEM_CALLS, sockets::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
         Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()

@@ -44,7 +44,7 @@ enum Command {
         #[command(flatten)]
         target: AttachTarget,
     },
-    /// Serve a virtual machine, over vhost-user
+    /// Serve a virtual machine
     ///
     /// The machine may come before or after hythe, go, and come again. Serves until it is told to end.
     Vm {

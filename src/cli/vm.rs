@@ -1,7 +1,10 @@
 //! `hythe vm`: a guest in a virtual machine.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::Args;
@@ -11,9 +14,12 @@ use super::say;
 use super::signals::Signals;
 use crate::config::{Config, Options};
 use crate::host::RESOLV_CONF;
+use crate::link::Link;
+use crate::link::socket::Socket;
 use crate::link::vhost_user::Queue;
-use crate::monitor::door::{self, Door};
-use crate::monitor::session::{Identity, Worker};
+use crate::monitor::place::{Doorplate, claim};
+use crate::monitor::session::Identity;
+use crate::monitor::{Wake, Worker, door, sockets};
 use crate::netlink::HostNetwork;
 use crate::node::{Guest, Node, Provisions, Service};
 use crate::policy::guest_mac::GuestMac;
@@ -22,12 +28,61 @@ use crate::slow::dns::ResolvConf;
 /// How the virtual machine's monitor is reached.
 #[derive(Args, Debug)]
 pub struct Monitor {
+    #[command(flatten)]
+    at: At,
+    /// The monitor listens at the vhost-user socket: call it, and again whenever it has gone
+    #[arg(long, conflicts_with_all = ["stream", "dgram", "fd"])]
+    client: bool,
+}
+
+/// Where it is reached: one of these.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+struct At {
     /// The vhost-user socket at which the virtual machine's monitor calls
     #[arg(long, value_name = "SOCK")]
-    vhost_user: PathBuf,
-    /// The monitor listens at the socket: call it, and again whenever it has gone
-    #[arg(long)]
-    client: bool,
+    vhost_user: Option<PathBuf>,
+    /// The stream socket to which the monitor connects; each frame comes behind its length, four bytes, big-endian
+    #[arg(long, value_name = "SOCK")]
+    stream: Option<PathBuf>,
+    /// The datagram socket to which the monitor sends frames, one each, from a socket with a name
+    #[arg(long, value_name = "SOCK")]
+    dgram: Option<PathBuf>,
+    /// A connection with the monitor that hythe was started with, by its descriptor; hythe ends with it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    fd: Option<RawFd>,
+}
+
+/// Where the monitor comes from.
+enum Door {
+    VhostUser(door::Door),
+    Sockets(sockets::Door),
+}
+
+impl Monitor {
+    /// Opens the door; where that makes a socket, its name goes with the plate.
+    fn open(&self) -> anyhow::Result<(Door, Option<Doorplate>)> {
+        let At { vhost_user, stream, dgram, fd } = &self.at;
+        Ok(match (vhost_user, stream, dgram) {
+            (Some(path), ..) if self.client => (Door::VhostUser(door::Door::Call(path.clone())), None),
+            (Some(path), ..) => {
+                let (listener, plate) = claim(path, UnixListener::bind).context("--vhost-user")?;
+                (Door::VhostUser(door::Door::Listen(listener)), Some(plate))
+            }
+            (_, Some(path), _) => {
+                let (listener, plate) = claim(path, UnixListener::bind).context("--stream")?;
+                (Door::Sockets(sockets::Door::Listen(listener)), Some(plate))
+            }
+            (.., Some(path)) => {
+                let (socket, plate) = claim(path, UnixDatagram::bind).context("--dgram")?;
+                (Door::Sockets(sockets::Door::Datagrams(socket)), Some(plate))
+            }
+            (None, None, None) => {
+                // clap has seen to it that there is one.
+                (Door::Sockets(sockets::inherit(fd.unwrap_or_default())?), None)
+            }
+        })
+    }
 }
 
 /// Serves virtual machines until it is told to end; returns the exit status.
@@ -46,15 +101,9 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     let mac_is_given = options.mac.is_some();
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
     let config = Config::new(options, &host)?;
-    let search = ResolvConf::read(Path::new(RESOLV_CONF)).search;
     let signals = Signals::take().context("cannot take signals")?;
     let provisions = Provisions::gather(&config)?;
-    let (door, plate) = if monitor.client {
-        (Door::Call(monitor.vhost_user.clone()), None)
-    } else {
-        let (door, plate) = door::listen(&monitor.vhost_user).context("--vhost-user")?;
-        (door, Some(plate))
-    };
+    let (door, plate) = monitor.open()?;
     for note in config.notes.iter().chain(&provisions.notes) {
         tracing::warn!("{note}");
     }
@@ -66,27 +115,65 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     );
     let mac =
         if mac_is_given { GuestMac::given(config.guest_mac) } else { GuestMac::learned(config.guest_mac) };
-    let (link, control) = Queue::new(config.mtu);
-    let identity = Identity { mac: config.guest_mac, mtu: config.mtu };
-    let learned = mac.clone();
-    let service: Service = Box::new(move |wakes| {
-        let workers = [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
-        door.serve(workers.collect(), identity, || learned.forget());
-    });
-    let tidied = plate.as_ref().map(|plate| plate.directory().to_path_buf());
-    let guest = Guest { links: vec![link], mac, search, broker: None, service: Some(service), tidied };
-    let node = Node::start(&config, provisions, guest)?;
-    let status = wait(&node, &signals);
-    let report = node.stop();
-    drop(plate);
-    if config.verbose > 0 {
-        say(&report);
+    let machine = Machine { config, provisions, mac: mac.clone(), signals, plate };
+    match door {
+        Door::VhostUser(door) => {
+            let (link, control) = Queue::new(machine.config.mtu);
+            let identity = Identity { mac: machine.config.guest_mac, mtu: machine.config.mtu };
+            machine.serve(link, move |wakes| {
+                let workers =
+                    [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
+                door.serve(workers.collect(), identity, || mac.forget());
+                false
+            })
+        }
+        Door::Sockets(door) => {
+            let (link, control) =
+                Socket::new(machine.config.mtu, door.socket_type()).context("cannot make an eventfd")?;
+            machine.serve(link, move |wakes| {
+                let worker = [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
+                worker.last().is_some_and(|worker| door.serve(&worker, || mac.forget()).is_ok())
+            })
+        }
     }
-    status
 }
 
-/// Waits until hythe is told to end; returns the exit status.
-fn wait(node: &Node, signals: &Signals) -> anyhow::Result<u8> {
+/// What it takes to serve, whatever the link.
+struct Machine {
+    config: Config,
+    provisions: Provisions,
+    mac: GuestMac,
+    signals: Signals,
+    plate: Option<Doorplate>,
+}
+
+impl Machine {
+    /// Serves over a link, beside which `attend` deals with the monitor; that ends well when no machine can come any more.
+    fn serve<L: Link + Send + 'static>(
+        self,
+        link: L,
+        attend: impl FnOnce(Vec<Wake>) -> bool + Send + 'static,
+    ) -> anyhow::Result<u8> {
+        let Self { config, provisions, mac, signals, plate } = self;
+        let search = ResolvConf::read(Path::new(RESOLV_CONF)).search;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ended = is_over.clone();
+        let service: Service = Box::new(move |wakes| ended.store(attend(wakes), Ordering::Release));
+        let tidied = plate.as_ref().map(|plate| plate.directory().to_path_buf());
+        let guest = Guest { links: vec![link], mac, search, broker: None, service: Some(service), tidied };
+        let node = Node::start(&config, provisions, guest)?;
+        let status = wait(&node, &signals, &is_over);
+        let report = node.stop();
+        drop(plate);
+        if config.verbose > 0 {
+            say(&report);
+        }
+        status
+    }
+}
+
+/// Waits until hythe is told to end, or nothing is left to be served; returns the exit status.
+fn wait(node: &Node, signals: &Signals, is_over: &AtomicBool) -> anyhow::Result<u8> {
     loop {
         let watched: [BorrowedFd<'_>; 2] = [signals.fd(), node.ended_fd()];
         let [signal, ended, ..] = readable(watched)?;
@@ -96,6 +183,9 @@ fn wait(node: &Node, signals: &Signals) -> anyhow::Result<u8> {
             } else if received.ends() {
                 return Ok(0);
             }
+        }
+        if ended && is_over.load(Ordering::Acquire) {
+            return Ok(0);
         }
         if ended {
             anyhow::bail!("a thread of the data plane has ended; the guest has no network any more");

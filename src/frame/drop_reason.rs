@@ -23,6 +23,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// Shorter than its headers say.
     Truncated => "truncated",
+    /// Longer than any link carries, or behind a length that is.
+    FrameTooLong => "frame_too_long",
     /// A header field that no sender may produce.
     Malformed => "malformed",
     /// An EtherType that is neither IPv4, IPv6 nor ARP.

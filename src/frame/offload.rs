@@ -1,8 +1,6 @@
 //! The virtio-net header (virtio 1.3, 5.1.6): what each side leaves to the other.
 //!
-//! Every link of hythe carries this header or stands in for it. A link that cannot offload is completed here
-//! and nowhere else: checksums are finished or verified, large segments are cut ([`super::fragment`] cuts
-//! datagrams).
+//! Every link of hythe carries this header or stands in for it.
 
 use super::drop_reason::DropReason;
 

@@ -105,6 +105,9 @@ pub enum Kind {
     SendDatagram,
     /// `recvmsg` of a datagram, with address and control data.
     ReceiveDatagram,
+    /// `sendmmsg` on a connected socket: each piece is a datagram of its own. They go out in order, up to the first that
+    /// does not; it gives how many did, and the error only where none did.
+    SendEach,
 }
 
 /// Room for the control data of one datagram, in bytes.

@@ -9,6 +9,9 @@
 //! guest's buffers go back in the order in which they came, so a space ahead that stays empty is in the way of all
 //! behind it: a link may let one consumer at a time reserve ahead, and the others wait for the next pass.
 
+pub mod commands;
+pub mod complete;
+pub mod socket;
 pub mod tap;
 pub mod vhost_user;
 pub mod virtqueue;
@@ -18,7 +21,11 @@ use std::os::fd::RawFd;
 use crate::frame::build::Head;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::offload::Offload;
+use crate::frame::view::ETHERNET_LEN;
 use crate::io::{Operations, Piece};
+
+/// The longest frame: an IP packet of 64 KiB in Ethernet.
+pub const FRAME_MAX: usize = ETHERNET_LEN + 65_535;
 
 /// A frame from the guest.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +34,7 @@ pub struct OutboundFrame<'l> {
     pub head: &'l [u8],
     /// The whole frame's length, without the virtio-net header.
     pub len: usize,
-    /// What the virtio-net header says, or why it cannot be believed.
+    /// What the virtio-net header says, or why the frame cannot be believed.
     pub offload: Result<Offload, DropReason>,
 }
 
@@ -68,6 +75,22 @@ pub struct News {
 /// Descriptors of one link that are watched.
 pub const READY_FDS: usize = 2;
 
+/// A descriptor that is watched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ready {
+    /// Something to read wakes the worker.
+    pub fd: RawFd,
+    /// So does room to write.
+    pub or_writable: bool,
+}
+
+impl Ready {
+    /// Something to read wakes the worker, and nothing else.
+    pub fn readable(fd: RawFd) -> Self {
+        Self { fd, or_writable: false }
+    }
+}
+
 /// The head of a frame to the guest, and what is said about the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct InboundHead<'h> {
@@ -97,10 +120,10 @@ pub trait Link {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// The descriptors that become readable when frames come, or room for frames to the guest.
-    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS];
+    /// The descriptors that become ready when frames come, or room for frames to the guest.
+    fn ready_fds(&self) -> [Option<Ready>; READY_FDS];
 
-    /// One of them became readable.
+    /// One of them became ready.
     fn woken(&mut self, _which: usize) {}
 
     /// Whether frames, or room that was waited for, are there already: a look at memory, no system call.
@@ -113,7 +136,7 @@ pub trait Link {
         false
     }
 
-    /// The worker is about to sleep until one of the descriptors is readable: whoever makes them so is asked to. Returns
+    /// The worker is about to sleep until one of the descriptors is ready: whoever makes them so is asked to. Returns
     /// whether there is nothing yet.
     fn prepare_sleep(&mut self) -> bool {
         true

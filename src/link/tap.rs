@@ -7,16 +7,15 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Received, Space};
+use super::{
+    Ahead, Capabilities, FRAME_MAX, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space,
+};
 use crate::frame::build::HEAD_MAX;
 use crate::frame::offload::{HEADER_LEN, Offload};
-use crate::frame::view::{ETHERNET_LEN, HEAD_LEN};
+use crate::frame::view::HEAD_LEN;
 use crate::io::{Buffers, Kind, OperationId, Operations, Piece};
-
-/// The longest frame: an IP packet of 64 KiB in Ethernet.
-const FRAME_MAX: usize = ETHERNET_LEN + 65_535;
 
 /// Frames of an outbound batch at the most.
 const BATCH: usize = 64;
@@ -78,8 +77,8 @@ impl Link for Tap {
         self.capabilities
     }
 
-    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
-        [Some(self.fd.as_raw_fd()), None]
+    fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
+        [Some(Ready::readable(self.fd.as_raw_fd())), None]
     }
 
     fn begin_receive(&mut self, operations: &mut Operations) {

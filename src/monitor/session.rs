@@ -22,10 +22,12 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
 
 use crate::frame::address::Mac;
+use crate::link::commands::Ended;
 use crate::link::vhost_user::memory::{GuestMemory, Place, Region};
-use crate::link::vhost_user::{Attachment, Control, Ended, Ring};
+use crate::link::vhost_user::{Attachment, Control, Ring};
 use crate::link::virtqueue;
 
+use super::Worker;
 use super::config_space::{self, Features, PROTOCOL};
 
 /// Regions of memory that a front-end may share: QEMU's own limit for virtual machines with hot-plugged memory.
@@ -49,17 +51,6 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_lseek,
     libc::SYS_clock_nanosleep,
 ];
-
-/// How a session's owner wakes a worker.
-pub type Wake = Arc<dyn Fn() + Send + Sync>;
-
-/// A worker's link, as a session holds it.
-pub struct Worker {
-    /// The way to it.
-    pub control: Control,
-    /// Wakes it.
-    pub wake: Wake,
-}
 
 /// One virtqueue, as far as the front-end has described it.
 #[derive(Default)]
@@ -110,7 +101,7 @@ pub struct Identity {
 }
 
 struct Session {
-    workers: Arc<Vec<Worker>>,
+    workers: Arc<Vec<Worker<Control>>>,
     identity: Identity,
     features: Features,
     vrings: Vec<Vring>,
@@ -122,7 +113,7 @@ struct Session {
 /// Serves one front-end until it leaves; says why when that was not of its own accord.
 pub fn serve(
     stream: UnixStream,
-    workers: &Arc<Vec<Worker>>,
+    workers: &Arc<Vec<Worker<Control>>>,
     identity: Identity,
 ) -> std::result::Result<(), Error> {
     let session = Arc::new(Mutex::new(Session::new(workers.clone(), identity)));
@@ -166,7 +157,7 @@ fn handler(
 }
 
 impl Session {
-    fn new(workers: Arc<Vec<Worker>>, identity: Identity) -> Self {
+    fn new(workers: Arc<Vec<Worker<Control>>>, identity: Identity) -> Self {
         let pairs = workers.len();
         Self {
             workers,

@@ -23,7 +23,7 @@ use crate::host::RESOLV_CONF;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
 use crate::link::Link;
-use crate::monitor::session::Wake;
+use crate::monitor::Wake;
 use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
 use crate::observe::recorder::Recorder;

@@ -19,7 +19,7 @@ use crate::host::errors::{QueuedError, SocketError};
 use crate::host::tcp::Accepted;
 use crate::host::{ConnectPlan, EchoKind, EchoSocket, Sockets};
 use crate::io::{Kind, Operations, Piece};
-use crate::link::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Received, Space};
+use crate::link::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space};
 
 use crate::worker::simulated::{Omission, omit};
 
@@ -342,7 +342,7 @@ impl<L: Link> Link for FaultyLink<L> {
         self.inner.capabilities()
     }
 
-    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
+    fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
         self.inner.ready_fds()
     }
 

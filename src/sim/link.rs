@@ -9,12 +9,14 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use crate::frame::build::HEAD_MAX;
-use crate::frame::checksum::Sum;
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::view::{Content, HEAD_LEN, Transport, View};
 use crate::host::engine::Token;
 use crate::io::{Buffers, Operations, Piece};
-use crate::link::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Received, Space};
+use crate::link::{
+    Ahead, Capabilities, FRAME_MAX, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space,
+    complete,
+};
 
 use super::memory::Lent;
 use super::plan::LinkPlan;
@@ -59,8 +61,6 @@ impl Port {
     }
 }
 
-/// Longest payload of a frame to the guest, and longest frame from it.
-const FRAME_MAX: usize = 65_535 + 14;
 /// Bytes of a slot that lie between its pieces.
 const GAPS: usize = 512;
 /// Pieces of a scattered frame at the most.
@@ -166,14 +166,6 @@ impl ModelLink {
         Some(Space { index: index as u32, capacity })
     }
 
-    /// Completes the checksum of a frame, as the one place does for a link that does not offload.
-    fn complete(frame: &mut Frame, transport_start: usize, checksum_offset: usize) {
-        let at = transport_start + checksum_offset;
-        let value = Sum::default().with(&frame.bytes[transport_start..]).finish();
-        frame.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-        frame.offload.checksum_partial = false;
-    }
-
     /// Writes a TCP segment to the guest into the books.
     fn note_segment(&self, frame: &Frame) {
         let Ok(View { content: Content::Ip(packet), .. }) = View::parse(&frame.bytes, frame.bytes.len())
@@ -200,8 +192,8 @@ impl Link for ModelLink {
         self.capabilities
     }
 
-    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
-        [Some(self.fd), None]
+    fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
+        [Some(Ready::readable(self.fd)), None]
     }
 
     fn begin_receive(&mut self, _operations: &mut Operations) {
@@ -314,7 +306,8 @@ impl Link for ModelLink {
             .check(allowed, || format!("{:?} on a link that does not take it", frame.offload.segmentation));
         self.note_segment(&frame);
         if frame.offload.checksum_partial && !self.capabilities.tcp_segmentation {
-            Self::complete(&mut frame, head.head.transport_start, head.head.checksum_offset);
+            complete::checksum(&mut frame.bytes, head);
+            frame.offload.checksum_partial = false;
         }
         self.stage.note_activity();
         self.committed.push((index, frame));

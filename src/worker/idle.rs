@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::host::Sockets;
-use crate::host::engine::Engine;
+use crate::host::engine::{Engine, Interest};
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::time::Now;
@@ -108,15 +108,23 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Has the engine report the link's descriptors. A link that cannot be watched any more shows it in the next read.
     fn arm_link(&mut self) -> bool {
-        let wanted = self.link.ready_fds();
-        for (which, fd) in wanted.into_iter().enumerate() {
+        for (which, wanted) in self.link.ready_fds().into_iter().enumerate() {
             let token = Self::link_token(which);
-            match (self.armed[which], fd) {
-                (Some(armed), None) => self.engine.unwatch(armed, token),
-                (_, Some(fd)) if self.engine.arm(fd, token).is_err() => return false,
-                _ => {}
+            if let Some(armed) = self.armed[which].take_if(|armed| wanted != Some(*armed)) {
+                self.engine.unwatch(armed.fd, token);
             }
-            self.armed[which] = fd;
+            let done = match wanted {
+                Some(ready) if !ready.or_writable => self.engine.arm(ready.fd, token),
+                // It stays watched for as long as there is no room.
+                Some(ready) if self.armed[which].is_none() => {
+                    self.engine.watch(ready.fd, token, Interest::Both)
+                }
+                _ => Ok(()),
+            };
+            if done.is_err() {
+                return false;
+            }
+            self.armed[which] = wanted;
         }
         true
     }

@@ -25,7 +25,6 @@ pub mod ports;
 pub mod simulated;
 mod streams;
 
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ use crate::host::engine::{Engine, Event, Interest, Token};
 use crate::host::splice::Conduit;
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
-use crate::link::{Link, READY_FDS, Space};
+use crate::link::{Link, READY_FDS, Ready, Space};
 use crate::observe::counters::{Counters, Metric};
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
@@ -183,7 +182,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     scratch: Buffers,
     link_ready: bool,
     /// The link's descriptors that are watched.
-    armed: [Option<RawFd>; READY_FDS],
+    armed: [Option<Ready>; READY_FDS],
     /// Streams came before datagrams in this pass.
     streams_first: bool,
     spinner: idle::Spinner,
@@ -499,9 +498,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn disarm_link(&mut self) {
-        for (which, fd) in self.armed.iter_mut().enumerate() {
-            if let Some(fd) = fd.take() {
-                self.engine.unwatch(fd, Self::link_token(which));
+        for (which, armed) in self.armed.iter_mut().enumerate() {
+            if let Some(armed) = armed.take() {
+                self.engine.unwatch(armed.fd, Self::link_token(which));
             }
         }
     }

@@ -33,6 +33,10 @@ pub enum Machine {
     Qemu,
     /// The same, but it listens at the socket itself.
     QemuThatListens,
+    /// The same processor, whose frames go over a stream.
+    QemuOverStream,
+    /// And over datagrams.
+    QemuOverDatagrams,
 }
 
 /// A machine that was started; ends when dropped.
@@ -54,10 +58,35 @@ fn image(name: &str) -> String {
 }
 
 impl Machine {
+    /// The option by which hythe serves it at a socket.
+    pub fn door(self) -> &'static str {
+        match self {
+            Self::UserModeLinux | Self::Qemu | Self::QemuThatListens => "--vhost-user",
+            Self::QemuOverStream => "--stream",
+            Self::QemuOverDatagrams => "--dgram",
+        }
+    }
+
     /// The words that start it, attached to the socket of a link.
     fn words(self, socket: &Path, directory: &Path) -> Vec<String> {
         let (socket, directory) = (socket.display(), directory.display());
-        let who_calls = if self == Self::Qemu { "reconnect=1" } else { "server=on" };
+        let vhost_user = |who_calls| {
+            format!(
+                "-chardev socket,id=link,path={socket},{who_calls} -netdev vhost-user,id=net,chardev=link"
+            )
+        };
+        let link = match self {
+            Self::UserModeLinux => format!("virtio_uml.device={socket}:1"),
+            Self::Qemu => vhost_user("reconnect=1"),
+            Self::QemuThatListens => vhost_user("server=on"),
+            Self::QemuOverStream => {
+                format!("-netdev stream,id=net,server=off,addr.type=unix,addr.path={socket}")
+            }
+            Self::QemuOverDatagrams => format!(
+                "-netdev dgram,id=net,local.type=unix,local.path={directory}/link,\
+                 remote.type=unix,remote.path={socket}"
+            ),
+        };
         let words = match self {
             // `seccomp=on` makes the system calls of a guest several times cheaper than ptrace(2) does.
             Self::UserModeLinux => vec![
@@ -65,7 +94,7 @@ impl Machine {
                 format!("mem={MEMORY_MIB}M"),
                 "seccomp=on".into(),
                 format!("initrd={}", image("initramfs")),
-                format!("virtio_uml.device={socket}:1"),
+                link,
                 format!("uml_dir={directory}"),
                 "con=null".into(),
                 "con0=null,fd:2".into(),
@@ -74,12 +103,11 @@ impl Machine {
                 "panic=-1".into(),
             ],
             // Without KVM, QEMU 7.2 crashes on vhost-user with MSI-X: `vectors=0` gives the device none.
-            Self::Qemu | Self::QemuThatListens => format!(
+            _ => format!(
                 "qemu-system-x86_64 -accel tcg -cpu max -machine q35,memory-backend=memory -m {MEMORY_MIB} \
                  -object memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on \
                  -nodefaults -no-user-config -display none -no-reboot \
-                 -chardev socket,id=link,path={socket},{who_calls} -netdev vhost-user,id=net,chardev=link \
-                 -device virtio-net-pci,netdev=net,romfile=,vectors=0 \
+                 {link} -device virtio-net-pci,netdev=net,romfile=,vectors=0 \
                  -serial file:{directory}/console -serial stdio -kernel {} -initrd {} -append",
                 image("vmlinuz"),
                 image("initramfs"),
@@ -183,6 +211,13 @@ impl Vm {
         self.command("until grep ready /tmp/served; do sleep 0.1; done");
     }
 
+    /// Ends it as a power failure does.
+    pub fn kill(&mut self) {
+        // User-Mode Linux is several processes.
+        let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+
     /// What the machine itself has said.
     pub fn said(&self) -> String {
         self.log("said")
@@ -197,9 +232,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // User-Mode Linux is several processes.
-        let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
-        let _ = self.child.wait();
+        self.kill();
         if std::thread::panicking() {
             for name in ["said", "console"] {
                 let log = self.log(name);

@@ -1,4 +1,5 @@
-//! hythe with real guests: the built program, and machines with a Linux of their own that attach to it over vhost-user.
+//! hythe with real guests: the built program, and machines with a Linux of their own that attach to it over vhost-user,
+//! or over sockets.
 //!
 //! They run as root, and boot what tests/guest/build has made. Most claims are tested with User-Mode Linux, a new kernel at
 //! the speed of the host, on both engines, and with QEMU, an older kernel on a processor in software ([`world`]).
@@ -18,4 +19,5 @@ mod driver;
 mod front_end;
 mod names;
 mod reconnection;
+mod sockets;
 mod streams;

@@ -6,7 +6,7 @@ use crate::rig::site::{FAMILIES, Family};
 use crate::world::with_every_guest;
 
 /// The addresses of a name, by nslookup(1).
-fn look_up(vm: &Vm, name: &str) -> Vec<String> {
+pub fn look_up(vm: &Vm, name: &str) -> Vec<String> {
     let said = vm.command(&format!("nslookup {name}"));
     // The server's own address comes first, before an empty line.
     let (_, answers) = said.split_once("\n\n").unwrap_or_else(|| panic!("{said}"));

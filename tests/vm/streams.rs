@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_mins(3);
 
 /// So many bytes one way, over a connection of the guest's, and then so many the other way.
-fn carries(world: &World, family: Family, bytes: u64) {
+pub fn carries(world: &World, family: Family, bytes: u64) {
     let listener = world.site.far.listen(family.far(), 0);
     let name = listener.local_addr().unwrap();
     std::thread::scope(|scope| {
@@ -46,22 +46,26 @@ with_every_guest! {
     }
 }
 
+/// A client of the published port gets so many bytes back from the guest.
+pub fn expect_published_port(world: &World, bytes: u64) {
+    world.vm.serve(GUEST_PORT);
+    for family in FAMILIES {
+        let stream = world.site.far.connect((family.host(), PORT)).unwrap();
+        // Both ways at once.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                Pattern(3).send(&stream, 0, bytes).unwrap_or_else(|error| panic!("{family:?}: {error}"));
+                stream.shutdown(Shutdown::Write).unwrap();
+            });
+            Pattern(3).expect(&stream, 0, bytes).unwrap_or_else(|error| panic!("{family:?}: {error}"));
+            expect_end(&stream);
+        });
+    }
+}
+
 with_every_guest! {
     a_published_port_leads_to_the_guest(world) {
-        const BYTES: u64 = 16 * MIB;
-        world.vm.serve(GUEST_PORT);
-        for family in FAMILIES {
-            let stream = world.site.far.connect((family.host(), PORT)).unwrap();
-            // Both ways at once.
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    Pattern(3).send(&stream, 0, BYTES).unwrap_or_else(|error| panic!("{family:?}: {error}"));
-                    stream.shutdown(Shutdown::Write).unwrap();
-                });
-                Pattern(3).expect(&stream, 0, BYTES).unwrap_or_else(|error| panic!("{family:?}: {error}"));
-                expect_end(&stream);
-            });
-        }
+        expect_published_port(&world, 16 * MIB);
         world.finish();
     }
 }

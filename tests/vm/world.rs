@@ -62,17 +62,27 @@ pub struct World {
     _directory: Directory,
 }
 
-/// Starts hythe in the host, with the far server as its resolver, for a machine at a socket; waits for nothing.
-pub fn start(site: &Site, cell: Cell, socket: &Path, options: &str) -> Hythe<PathBuf> {
+/// Starts hythe in the host, with the far server as its resolver, for a machine at a door; waits for nothing.
+fn start_at(site: &Site, cell: Cell, door: &str, socket: &Path, options: &str) -> Hythe<PathBuf> {
     Hythe::of(&site.host, cell)
         .options(&format!("-p {PORT}:{GUEST_PORT} -p {PORT}:{GUEST_PORT}/udp"))
         .mounts(|mounts| mounts.resolv_conf(&format!("nameserver {}\n", Family::V4.far())))
-        .serve("vm", &format!("--vhost-user {} {options}", socket.display()), socket.to_path_buf())
+        .serve("vm", &format!("{door} {} {options}", socket.display()), socket.to_path_buf())
 }
 
-/// Starts hythe; waits until a machine may attach at the socket.
+/// Starts hythe for a machine at a vhost-user socket; waits for nothing.
+pub fn start(site: &Site, cell: Cell, socket: &Path, options: &str) -> Hythe<PathBuf> {
+    start_at(site, cell, "--vhost-user", socket, options)
+}
+
+/// Starts hythe; waits until a machine may attach at the vhost-user socket.
 pub fn serve(site: &Site, cell: Cell, socket: &Path) -> Hythe<PathBuf> {
-    let hythe = start(site, cell, socket, "");
+    serve_at(site, cell, "--vhost-user", socket)
+}
+
+/// Starts hythe; waits until a machine may attach at the socket of a door.
+pub fn serve_at(site: &Site, cell: Cell, door: &str, socket: &Path) -> Hythe<PathBuf> {
+    let hythe = start_at(site, cell, door, socket, "");
     wait_until("the socket of the link", || {
         assert!(hythe.is_running(), "{}", hythe.log());
         socket.exists()
@@ -126,7 +136,7 @@ impl World {
         let (site, directory) = (Site::new(), Directory::new());
         let dns = DnsServer::start(&site.far, Family::V4.far(), 1);
         let socket = directory.path().join("link");
-        let hythe = serve(&site, cell, &socket);
+        let hythe = serve_at(&site, cell, machine.door(), &socket);
         let vm = boot(machine, &socket);
         hythe.assert_engine();
         Self { vm, machine, hythe, dns, site, _directory: directory }

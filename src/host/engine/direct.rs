@@ -1,11 +1,19 @@
 //! One operation as one system call.
 #![allow(unsafe_code)]
 
+use std::os::fd::RawFd;
+
 use crate::io::{Kind, Message, Operation, Piece};
 
 /// The system calls made here.
-pub const SYSTEM_CALLS: &[libc::c_long] =
-    &[libc::SYS_readv, libc::SYS_writev, libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_recvfrom];
+pub const SYSTEM_CALLS: &[libc::c_long] = &[
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+];
 
 /// The flags of a `sendmsg`: never wait, never raise a signal.
 pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -45,6 +53,22 @@ pub(super) fn take_header(message: &mut Message, header: &libc::msghdr) {
     message.flags = header.msg_flags;
 }
 
+/// Datagrams of one `sendmmsg` at the most.
+const DATAGRAMS: usize = 64;
+
+/// Sends each piece as a datagram; the result is the kernel's.
+fn send_each(fd: RawFd, pieces: &[Piece]) -> isize {
+    // SAFETY: mmsghdr is plain data for which zero is a valid value.
+    let mut messages: [libc::mmsghdr; DATAGRAMS] = unsafe { std::mem::zeroed() };
+    let mut count = 0;
+    for (message, piece) in messages.iter_mut().zip(pieces) {
+        message.msg_hdr = header(std::slice::from_ref(piece), None);
+        count += 1;
+    }
+    // SAFETY: `count` messages are filled in; their pieces are mapped and unreferenced, as `Piece::new` promises.
+    (unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count, SEND_FLAGS) }) as isize
+}
+
 /// Carries out one operation; its result is the kernel's: bytes, or the error number negated.
 pub(super) fn perform(operation: &mut Operation, pieces: &[Piece], mut message: Option<&mut Message>) {
     let fd = operation.fd;
@@ -57,6 +81,7 @@ pub(super) fn perform(operation: &mut Operation, pieces: &[Piece], mut message: 
             Kind::Read => libc::readv(fd, iov, count),
             Kind::Write => libc::writev(fd, iov, count),
             Kind::Send | Kind::SendDatagram => libc::sendmsg(fd, &raw const header, SEND_FLAGS),
+            Kind::SendEach => send_each(fd, pieces),
             Kind::Peek | Kind::Receive | Kind::ReceiveDatagram => {
                 libc::recvmsg(fd, &raw mut header, receive_flags(operation.kind))
             }

@@ -185,6 +185,39 @@ mod tests {
     }
 
     #[test]
+    fn datagrams_of_one_operation_go_out_in_order_up_to_the_first_that_does_not() {
+        each(|engine| {
+            let (a, b) = std::os::unix::net::UnixDatagram::pair().unwrap();
+            let mut buffers = crate::io::Buffers::new(20, 50_000);
+            (0..20).for_each(|slot| buffers.bytes_mut(slot, 1)[0] = slot as u8);
+            let mut operations = Operations::default();
+            let mut bytes = vec![0; 50_000];
+            for rest in [1, 2] {
+                operations.clear();
+                let first = operations.push(a.as_raw_fd(), Kind::SendEach, (0..20).map(|i| buffers.piece(i)));
+                // One operation alone is not carried out as several are.
+                let others: Vec<_> = (1..rest)
+                    .map(|_| operations.push(a.as_raw_fd(), Kind::SendEach, [buffers.piece(0)]))
+                    .collect();
+                engine.run(&mut operations);
+                let sent = operations.result(first).unwrap();
+                assert!((1..20).contains(&sent), "{sent} of a megabyte in a socket's buffer");
+                for id in others {
+                    assert_eq!(operations.result(id).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+                }
+                for slot in 0..sent {
+                    assert_eq!((b.recv(&mut bytes).unwrap(), bytes[0]), (50_000, slot as u8));
+                }
+            }
+            drop(b);
+            operations.clear();
+            let ids = [0, 1].map(|i| operations.push(a.as_raw_fd(), Kind::SendEach, [buffers.piece(i)]));
+            engine.run(&mut operations);
+            assert!(ids.iter().all(|id| operations.result(*id).is_err()));
+        });
+    }
+
+    #[test]
     fn an_empty_tap_never_makes_a_batch_wait() {
         let created = crate::link::tap::create("hythe-test%d", 1).unwrap();
         let fd = created.queues[0].as_raw_fd();

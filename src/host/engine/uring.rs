@@ -20,7 +20,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::{Engine, EngineCounts, Event, Interest, Token, direct};
-use crate::io::{Kind, Operations};
+use crate::io::{Kind, Operation, Operations};
 
 /// The system calls made here besides those of [`direct`].
 pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_io_uring_enter];
@@ -240,7 +240,8 @@ impl Uring {
             Kind::Peek | Kind::Receive | Kind::ReceiveDatagram => {
                 opcode::RecvMsg::new(fd, header).flags(receive_flags).build()
             }
-            Kind::Discard => opcode::Recv::new(fd, std::ptr::null_mut(), operation.extra)
+            // The caller makes plain calls of the others.
+            Kind::Discard | Kind::SendEach => opcode::Recv::new(fd, std::ptr::null_mut(), operation.extra)
                 .flags(receive_flags as i32)
                 .build(),
         };
@@ -258,27 +259,43 @@ impl Uring {
             let room = self.ring.params().sq_entries() as usize - self.ring.submission().len();
             let end = total.min(pushed + room);
             for index in pushed..end {
-                self.push_operation(operations, index);
+                if operations.list[index].kind == Kind::SendEach {
+                    // There is no entry for it.
+                    self.perform(operations, index);
+                    done += 1;
+                } else {
+                    self.push_operation(operations, index);
+                }
             }
             pushed = end;
+            if done == total {
+                break;
+            }
             self.counts.system_calls += 1;
             if let Err(error) = self.ring.submit_and_wait(pushed - done) {
                 debug_assert!(is_passing(&error), "io_uring_enter: {error}");
             }
             done += self.reap(Some(operations));
         }
-        let Operations { list, pieces, messages, .. } = operations;
-        for (operation, header) in list.iter_mut().zip(&self.headers) {
-            if operation.result == -libc::EOPNOTSUPP && matches!(operation.kind, Kind::Read | Kind::Write) {
+        for index in 0..total {
+            let Operation { kind, result, extra, .. } = operations.list[index];
+            if result == -libc::EOPNOTSUPP && matches!(kind, Kind::Read | Kind::Write) {
                 // A kernel whose tap knows no RWF_NOWAIT (before 6.4): the plain call does not wait either.
-                let first = operation.first_piece as usize;
-                direct::perform(operation, &pieces[first..first + operation.pieces as usize], None);
-                self.counts.system_calls += 1;
+                self.perform(operations, index);
             }
-            if operation.kind == Kind::ReceiveDatagram {
-                direct::take_header(&mut messages[operation.extra as usize], header);
+            if kind == Kind::ReceiveDatagram {
+                direct::take_header(&mut operations.messages[extra as usize], &self.headers[index]);
             }
         }
+    }
+
+    /// Carries an operation without a message out as a plain system call.
+    fn perform(&mut self, operations: &mut Operations, index: usize) {
+        let Operations { list, pieces, .. } = operations;
+        let operation = &mut list[index];
+        let first = operation.first_piece as usize;
+        direct::perform(operation, &pieces[first..first + operation.pieces as usize], None);
+        self.counts.system_calls += 1;
     }
 }
 

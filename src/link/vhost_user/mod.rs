@@ -19,5 +19,5 @@ mod queue;
 mod tests;
 mod to_guest;
 
-pub use queue::{Attachment, Control, Ended, Queue, Ring};
+pub use queue::{Attachment, Control, Queue, Ring};
 pub use to_guest::Takes;

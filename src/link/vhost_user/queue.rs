@@ -1,13 +1,14 @@
 //! A worker's link to a virtual machine: one pair of virtqueues, attached and detached by the session.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
-
 use crate::io::{Buffers, Kind, Operations, Piece};
+use crate::link::commands::{self, Commander, Commands, Ended};
 use crate::link::virtqueue::{self, Fault, SplitQueue};
-use crate::link::{Ahead, Capabilities, InboundHead, Link, News, OutboundFrame, READY_FDS, Received, Space};
+use crate::link::{
+    Ahead, Capabilities, InboundHead, Link, News, OutboundFrame, READY_FDS, Ready, Received, Space,
+};
 
 use super::from_guest::FromGuest;
 use super::memory::GuestMemory;
@@ -61,37 +62,23 @@ struct Answer {
 }
 
 /// The session's hold on one worker's link.
-pub struct Control {
-    commands: Sender<(Command, Sender<Answer>)>,
-}
-
-/// The worker has ended, and its link with it.
-#[derive(Debug)]
-pub struct Ended;
+pub struct Control(Commander<Command, Answer>);
 
 impl Control {
-    /// Says something to the worker, which `wake` wakes, and waits until it has done it.
-    fn ask(&self, command: Command, wake: impl FnOnce()) -> Result<Answer, Ended> {
-        let (sender, answer) = bounded(1);
-        self.commands.send((command, sender)).map_err(|_| Ended)?;
-        wake();
-        answer.recv().map_err(|_| Ended)
-    }
-
     /// Attaches a pair; whether its rings can be used.
     pub fn attach(&self, attachment: Attachment, wake: impl FnOnce()) -> Result<bool, Ended> {
-        Ok(!self.ask(Command::Attach(Box::new(attachment)), wake)?.refused)
+        Ok(!self.0.ask(Command::Attach(Box::new(attachment)), wake)?.refused)
     }
 
     /// Detaches the pair: nothing of it is in use any more. The next available indices of the transmit and the receive
     /// queue, where they were attached.
     pub fn detach(&self, wake: impl FnOnce()) -> Result<[Option<u16>; 2], Ended> {
-        Ok(self.ask(Command::Detach, wake)?.next)
+        Ok(self.0.ask(Command::Detach, wake)?.next)
     }
 
     /// The guest has gone: its connections end.
     pub fn guest_gone(&self, wake: impl FnOnce()) -> Result<(), Ended> {
-        self.ask(Command::GuestGone, wake).map(|_| ())
+        self.0.ask(Command::GuestGone, wake).map(|_| ())
     }
 }
 
@@ -135,7 +122,7 @@ pub struct Queue {
     mtu: u16,
     tcp_segmentation: bool,
     udp_segmentation: bool,
-    commands: Receiver<(Command, Sender<Answer>)>,
+    commands: Commands<Command, Answer>,
     /// Faults that were not told yet.
     faults: Vec<(usize, Fault)>,
     rings: [Option<Active>; 2],
@@ -151,22 +138,21 @@ const SCRATCH: usize = 1;
 impl Queue {
     /// A link with nothing attached, and the session's hold on it.
     pub fn new(mtu: u16) -> (Self, Control) {
-        // The session waits for the answer to each command, so there is never more than one.
-        let (commands, incoming) = bounded(1);
+        let (commander, commands) = commands::channel();
         let mut words = Buffers::new(2, 8);
         words.bytes_mut(ONE, 8).copy_from_slice(&1u64.to_ne_bytes());
         let queue = Self {
             mtu,
             tcp_segmentation: false,
             udp_segmentation: false,
-            commands: incoming,
+            commands,
             faults: Vec::new(),
             rings: [None, None],
             from_guest: FromGuest::default(),
             to_guest: ToGuest::new(),
             words,
         };
-        (queue, Control { commands })
+        (queue, Control(commander))
     }
 
     /// A ring that works.
@@ -242,8 +228,8 @@ impl Link for Queue {
         }
     }
 
-    fn ready_fds(&self) -> [Option<RawFd>; READY_FDS] {
-        let kick = |which| self.ring(which).map(|ring| ring.kick.as_raw_fd());
+    fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
+        let kick = |which| self.ring(which).map(|ring| Ready::readable(ring.kick.as_raw_fd()));
         [kick(TRANSMIT), kick(RECEIVE).filter(|_| self.to_guest.wants_room())]
     }
 
@@ -279,18 +265,17 @@ impl Link for Queue {
 
     fn take_news(&mut self) -> News {
         let mut news = News::default();
-        while let Ok((command, answer)) = self.commands.try_recv() {
-            let said = match command {
-                Command::Attach(attachment) => self.attach(*attachment),
-                Command::Detach => self.detach(),
-                Command::GuestGone => {
-                    news.guest_gone = true;
-                    Answer::default()
-                }
-            };
-            // A session that is gone does not wait for it.
-            let _ = answer.send(said);
-        }
+        let Some((command, answer)) = self.commands.take() else { return news };
+        let said = match command {
+            Command::Attach(attachment) => self.attach(*attachment),
+            Command::Detach => self.detach(),
+            Command::GuestGone => {
+                news.guest_gone = true;
+                Answer::default()
+            }
+        };
+        // A session that is gone does not wait for it.
+        let _ = answer.send(said);
         news
     }
 

@@ -13,12 +13,10 @@
 use std::collections::VecDeque;
 
 use crate::frame::build::HEAD_MAX;
-use crate::frame::checksum::Sum;
 use crate::frame::offload::{HEADER_LEN, Offload};
-use crate::frame::view::ETHERNET_LEN;
 use crate::io::{Buffers, Piece};
 use crate::link::virtqueue::{Chain, Direction, Fault, SplitQueue};
-use crate::link::{Ahead, InboundHead, Space};
+use crate::link::{Ahead, FRAME_MAX, InboundHead, Space, complete};
 
 use super::from_guest::part_of;
 
@@ -26,9 +24,6 @@ use super::from_guest::part_of;
 const STAGED: usize = 64;
 /// Of them, kept for frames that are complete.
 const STAGED_KEPT: usize = 16;
-
-/// The longest frame: an IP packet of 64 KiB in Ethernet.
-const FRAME_MAX: usize = ETHERNET_LEN + 65_535;
 
 /// Room before a staged payload: the virtio-net header and the longest head, rounded up to a cache line.
 const HEAD_ROOM: usize = (HEADER_LEN + HEAD_MAX).next_multiple_of(64);
@@ -316,7 +311,7 @@ impl ToGuest {
         room[HEADER_LEN..].copy_from_slice(head.bytes);
         if head.offload.checksum_partial && !self.takes.partial_checksums {
             let whole = self.staging.bytes_mut(index, HEAD_ROOM + payload_len);
-            complete_checksum(&mut whole[start + HEADER_LEN..], head);
+            complete::checksum(&mut whole[start + HEADER_LEN..], head);
             let complete = Offload { checksum_partial: false, ..head.offload };
             let head = InboundHead { offload: complete, ..*head };
             write_header(&mut whole[start..start + HEADER_LEN], &head, 1);
@@ -400,12 +395,4 @@ fn give_back(queue: &mut SplitQueue, chains: &[Chain], len: usize) {
 fn write_header(header: &mut [u8], head: &InboundHead<'_>, buffers: usize) {
     let checksum = (head.head.transport_start as u16, head.head.checksum_offset as u16);
     head.offload.write(header, head.v4, head.head.len as u16, checksum, buffers as u16);
-}
-
-/// Completes the partial checksum of a frame, over its payload.
-fn complete_checksum(frame: &mut [u8], head: &InboundHead<'_>) {
-    let at = head.head.transport_start + head.head.checksum_offset;
-    let value = Sum::default().with(&frame[head.head.transport_start..]).finish();
-    // RFC 768: a UDP checksum of zero is sent as all ones; to TCP both are the same number.
-    frame[at..at + 2].copy_from_slice(&if value == 0 { 0xffff } else { value }.to_be_bytes());
 }

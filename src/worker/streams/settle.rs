@@ -227,7 +227,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.conclude_send(touched, now);
             self.conclude_discard(touched);
             self.conclude_peek(touched, now);
-            self.finish_settling(touched.slot, now);
+            self.finish_settling(touched.slot, touched.starved, now);
         }
         if self.touched.is_empty() {
             self.touched = touched;
@@ -371,7 +371,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// After a stream's operations: room for the guest's window, the end of its direction, segments that are due,
     /// deadlines, and the stream's own end.
-    fn finish_settling(&mut self, slot: Slot, now: Now) {
+    fn finish_settling(&mut self, slot: Slot, starved: bool, now: Now) {
         let Self { streams, configs, sockets, .. } = self;
         let Some(stream) = streams.get_mut(slot) else { return };
         let config = configs[usize::from(stream.key.guest.address.is_v4())];
@@ -403,7 +403,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.try_rehome(slot, now);
         let Some(stream) = self.streams.get_mut(slot) else { return };
         let reads = stream.host.is_some();
-        if reads && (stream.relay.wants_discard() || stream.relay.wanted(&config).is_some()) {
+        // One that found no space does not ask for the next pass: it comes again when there is some.
+        let wants_bytes = !starved && stream.relay.wanted(&config).is_some();
+        if reads && (stream.relay.wants_discard() || wants_bytes) {
             self.again.push(slot);
         } else if stream.relay.is_host_done() {
             self.close_stream_host(slot);
