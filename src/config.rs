@@ -22,6 +22,9 @@ pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
 /// The guest's default MAC.
 pub const GUEST_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
 
+/// Workers at the most.
+pub const MAX_WORKERS: usize = 64;
+
 /// RFC 791 and RFC 8200: the smallest MTUs of the families.
 const MTU_MIN: u16 = 576;
 const MTU_MIN_V6: u16 = 1280;
@@ -356,8 +359,8 @@ impl Config {
         }
         check_twice(&publish)?;
         let workers = options.workers.unwrap_or_else(default_workers);
-        if !(1..=64).contains(&workers) {
-            return Err(ConfigError::Value(format!("--workers {workers}: must be from 1 to 64")));
+        if !(1..=MAX_WORKERS).contains(&workers) {
+            return Err(ConfigError::Value(format!("--workers {workers}: must be from 1 to {MAX_WORKERS}")));
         }
         let max_flows = options.max_flows.unwrap_or(FLOWS_DEFAULT);
         if !(64..=16_777_216).contains(&max_flows) {

@@ -12,13 +12,14 @@ use clap::Args;
 use super::guest::readable;
 use super::say;
 use super::signals::Signals;
-use crate::config::{Config, Options};
+use crate::config::{Config, MAX_WORKERS, Options};
 use crate::host::RESOLV_CONF;
 use crate::link::Link;
 use crate::link::socket::Socket;
 use crate::link::vhost_user::Queue;
+use crate::link::vhost_user::pairs::Pairs;
 use crate::monitor::place::{Doorplate, claim};
-use crate::monitor::session::Identity;
+use crate::monitor::session::{self, Identity};
 use crate::monitor::{Wake, Worker, door, sockets};
 use crate::netlink::HostNetwork;
 use crate::node::{Guest, Node, Provisions, Service};
@@ -33,6 +34,9 @@ pub struct Monitor {
     /// The monitor listens at the vhost-user socket: call it, and again whenever it has gone
     #[arg(long, conflicts_with_all = ["stream", "dgram", "fd"])]
     client: bool,
+    /// Pairs of queues that the virtual machine may use, over vhost-user; each is served by a worker of its own
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with_all = ["stream", "dgram", "fd"])]
+    queues: u16,
 }
 
 /// Where it is reached: one of these.
@@ -87,9 +91,14 @@ impl Monitor {
 
 /// Serves virtual machines until it is told to end; returns the exit status.
 pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
-    if let Some(workers) = options.workers.filter(|workers| *workers != 1) {
+    let queues = usize::from(monitor.queues);
+    if !(1..=MAX_WORKERS).contains(&queues) {
+        anyhow::bail!("--queues {queues}: must be from 1 to {MAX_WORKERS}, as many workers as there may be");
+    }
+    if let Some(workers) = options.workers.filter(|workers| *workers != queues) {
         anyhow::bail!(
-            "--workers {workers}: a virtual machine has one pair of queues, and each worker serves one: leave it out"
+            "--workers {workers}: each worker serves one pair of the virtual machine's queues, of which there are \
+             {queues} (--queues): leave it out"
         );
     }
     if let Some(name) = &options.interface {
@@ -97,7 +106,7 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
             "--interface {name}: a virtual machine names its interfaces itself; it is for hythe run and attach"
         );
     }
-    options.workers = Some(1);
+    options.workers = Some(queues);
     let mac_is_given = options.mac.is_some();
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
     let config = Config::new(options, &host)?;
@@ -109,6 +118,7 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     }
     tracing::info!(
         engine = ?provisions.engine(),
+        queues,
         descriptors = provisions.descriptors(),
         flows = config.max_flows,
         "starting"
@@ -118,19 +128,21 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     let machine = Machine { config, provisions, mac: mac.clone(), signals, plate };
     match door {
         Door::VhostUser(door) => {
-            let (link, control) = Queue::new(machine.config.mtu);
+            let pairs = Pairs::default();
             let identity = Identity { mac: machine.config.guest_mac, mtu: machine.config.mtu };
-            machine.serve(link, move |wakes| {
-                let workers =
-                    [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
-                door.serve(workers.collect(), identity, || mac.forget());
+            let pair = |number| Queue::new(identity.mtu, number, pairs.clone());
+            let (links, controls): (Vec<_>, Vec<_>) = (0..monitor.queues).map(pair).unzip();
+            machine.serve(links, move |wakes| {
+                let workers = controls.into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
+                let served = session::Machine { workers: workers.collect(), pairs, identity };
+                door.serve(served, || mac.forget());
                 false
             })
         }
         Door::Sockets(door) => {
             let (link, control) =
                 Socket::new(machine.config.mtu, door.socket_type()).context("cannot make an eventfd")?;
-            machine.serve(link, move |wakes| {
+            machine.serve(vec![link], move |wakes| {
                 let worker = [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
                 worker.last().is_some_and(|worker| door.serve(&worker, || mac.forget()).is_ok())
             })
@@ -148,10 +160,11 @@ struct Machine {
 }
 
 impl Machine {
-    /// Serves over a link, beside which `attend` deals with the monitor; that ends well when no machine can come any more.
+    /// Serves over links, one a worker, beside which `attend` deals with the monitor; that ends well when no machine can
+    /// come any more.
     fn serve<L: Link + Send + 'static>(
         self,
-        link: L,
+        links: Vec<L>,
         attend: impl FnOnce(Vec<Wake>) -> bool + Send + 'static,
     ) -> anyhow::Result<u8> {
         let Self { config, provisions, mac, signals, plate } = self;
@@ -160,7 +173,7 @@ impl Machine {
         let ended = is_over.clone();
         let service: Service = Box::new(move |wakes| ended.store(attend(wakes), Ordering::Release));
         let tidied = plate.as_ref().map(|plate| plate.directory().to_path_buf());
-        let guest = Guest { links: vec![link], mac, search, broker: None, service: Some(service), tidied };
+        let guest = Guest { links, mac, search, broker: None, service: Some(service), tidied };
         let node = Node::start(&config, provisions, guest)?;
         let status = wait(&node, &signals, &is_over);
         let report = node.stop();

@@ -86,6 +86,15 @@ pub enum ToWorker<S> {
     FrameToGuest(Vec<u8>),
     /// A frame from the guest that belongs here.
     FrameFromGuest(OwnedFrame),
+    /// A client of a published port, whom a worker has accepted whose queues the guest does not use.
+    Client {
+        /// Which port.
+        publication: Publication,
+        /// The connection.
+        socket: S,
+        /// Who it is.
+        peer: Endpoint,
+    },
     /// Clients of a published port come from this socket (a listener, or a bound datagram socket).
     Publish(Publication, S),
     /// The port is not published any more.

@@ -201,6 +201,16 @@ pub trait Link {
         None
     }
 
+    /// The number of the link that carries what is for the guest, while the guest uses others than this one.
+    fn stand_in(&self) -> Option<u8> {
+        None
+    }
+
+    /// A frame for the guest, complete, that the stand-in is to carry.
+    fn take_detoured(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Whether the link is gone for good.
     fn is_closed(&self) -> bool;
 }

@@ -3,10 +3,10 @@
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -33,11 +33,18 @@ const OFFERED: &[u32] = &[
     VIRTIO_NET_F_STATUS,
 ];
 
+/// What is offered besides where there is more than one pair of queues.
+const OFFERED_WITH_PAIRS: &[u32] = &[VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ];
+
 /// Features of the protocol that are offered. `REPLY_ACK` the protocol's crate offers by itself.
-pub const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::REPLY_ACK
-    .union(VhostUserProtocolFeatures::CONFIG)
-    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
-    .union(VhostUserProtocolFeatures::RESET_DEVICE);
+pub fn protocol(pairs: u16) -> VhostUserProtocolFeatures {
+    let offered = VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::RESET_DEVICE;
+    if pairs > 1 { offered | VhostUserProtocolFeatures::MQ } else { offered }
+}
 
 /// Features that a front-end has acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -57,15 +64,16 @@ pub enum FeaturesError {
 }
 
 impl Features {
-    /// Those that are offered.
-    pub fn offered() -> Self {
-        let bits = OFFERED.iter().fold(0, |bits, bit| bits | 1 << bit);
+    /// Those that are offered with so many pairs of queues.
+    pub fn offered(pairs: u16) -> Self {
+        let with_pairs = if pairs > 1 { OFFERED_WITH_PAIRS } else { &[] };
+        let bits = OFFERED.iter().chain(with_pairs).fold(0, |bits, bit| bits | 1 << bit);
         Self(bits | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
     }
 
-    /// Those that a front-end has acknowledged; none while its driver is being reset.
-    pub fn acknowledged(bits: u64) -> Result<Self, FeaturesError> {
-        let unknown = bits & !Self::offered().0;
+    /// Those of the offered ones that a front-end has acknowledged; none while its driver is being reset.
+    pub fn acknowledged(self, bits: u64) -> Result<Self, FeaturesError> {
+        let unknown = bits & !self.0;
         if unknown != 0 {
             return Err(FeaturesError::Unknown(unknown));
         }
@@ -100,6 +108,13 @@ impl Features {
     /// `VIRTIO_F_INDIRECT_DESC`.
     pub fn indirect(self) -> bool {
         self.has(VIRTIO_RING_F_INDIRECT_DESC)
+    }
+
+    /// `VIRTIO_NET_F_CTRL_VQ`, and the index of the control queue with so many pairs (virtio 1.3, 5.1.2). A front-end that
+    /// has one of its own does not acknowledge it.
+    pub fn control_queue(self, pairs: u16) -> Option<u32> {
+        let pairs = if self.has(VIRTIO_NET_F_MQ) { pairs } else { 1 };
+        self.has(VIRTIO_NET_F_CTRL_VQ).then(|| 2 * u32::from(pairs))
     }
 
     /// What frames to the guest may be like.
@@ -137,20 +152,29 @@ mod tests {
 
     #[test]
     fn only_what_is_offered_may_be_acknowledged_and_virtio_1_must() {
-        let offered = Features::offered().bits();
-        assert_eq!(Features::acknowledged(offered).map(Features::bits), Ok(offered));
-        assert_eq!(Features::acknowledged(offered | 1 << 34), Err(FeaturesError::Unknown(1 << 34)));
-        assert_eq!(Features::acknowledged(1 << VIRTIO_NET_F_MRG_RXBUF), Err(FeaturesError::Legacy));
+        let offered = Features::offered(1);
+        assert_eq!(offered.acknowledged(offered.0), Ok(offered));
+        assert_eq!(offered.acknowledged(offered.0 | 1 << 34), Err(FeaturesError::Unknown(1 << 34)));
+        assert_eq!(offered.acknowledged(1 << VIRTIO_NET_F_MRG_RXBUF), Err(FeaturesError::Legacy));
         // A driver that is reset acknowledges nothing.
-        assert!(Features::acknowledged(0).is_ok());
-        assert!(Features::acknowledged(VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()).is_ok());
+        assert!(offered.acknowledged(0).is_ok());
+        assert!(offered.acknowledged(VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()).is_ok());
+    }
+
+    #[test]
+    fn queues_are_controlled_where_there_are_more_than_one_pair() {
+        assert_eq!(Features::offered(1).control_queue(1), None);
+        assert_eq!(Features::offered(4).control_queue(4), Some(8));
+        // 5.1.2: a driver that does not take several pairs finds it behind the first.
+        let alone = Features(Features::offered(4).0 & !(1 << VIRTIO_NET_F_MQ));
+        assert_eq!(alone.control_queue(4), Some(2));
     }
 
     #[test]
     fn segmentation_is_for_both_families_or_neither() {
         let one = Features(1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_USO6);
         assert!(!one.tcp_segmentation() && !one.udp_segmentation());
-        assert!(Features::offered().tcp_segmentation() && Features::offered().udp_segmentation());
+        assert!(Features::offered(1).tcp_segmentation() && Features::offered(1).udp_segmentation());
     }
 
     #[test]

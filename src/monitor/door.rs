@@ -5,10 +5,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::link::vhost_user::Control;
-
-use super::session::{self, Identity};
-use super::{PAUSE, Worker};
+use super::PAUSE;
+use super::session::{self, Machine};
 
 /// Where front-ends come from.
 pub enum Door {
@@ -32,8 +30,8 @@ impl Door {
     }
 
     /// Serves one front-end after the other, for ever; `left` is called after each.
-    pub fn serve(&self, workers: Vec<Worker<Control>>, identity: Identity, left: impl Fn()) {
-        let workers = Arc::new(workers);
+    pub fn serve(&self, machine: Machine, left: impl Fn()) {
+        let machine = Arc::new(machine);
         loop {
             let stream = match self.next() {
                 Ok(stream) => stream,
@@ -44,7 +42,7 @@ impl Door {
                 }
             };
             tracing::info!("a virtual machine has come");
-            match session::serve(stream, &workers, identity) {
+            match session::serve(stream, &machine) {
                 Ok(()) => tracing::info!("the virtual machine has gone"),
                 Err(error) => tracing::error!(%error, "the front-end is not spoken with any more"),
             }

@@ -6,7 +6,9 @@
 //! On a thread of its own, because a front-end may stop in the middle of a message; it must keep nobody else waiting.
 
 mod config_space;
+mod control_queue;
 pub mod door;
+mod inflight;
 pub mod place;
 pub mod session;
 pub mod sockets;

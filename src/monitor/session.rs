@@ -3,14 +3,18 @@
 //! A ring is started by its kick descriptor and stopped by GET_VRING_BASE (vhost-user, "Ring states"); it runs when it is
 //! enabled too. Every message that changes a ring, or the memory, detaches the pair first and attaches it again as it is
 //! then; all of them are rare.
+//!
+//! How many pairs run is said by enabling rings, or by the driver itself over the control queue, which this thread
+//! serves: then the first one runs alone until the driver wants more (virtio 1.3, 5.1.6.5.5).
 
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -24,11 +28,14 @@ use vm_memory::{FileOffset, MmapRegion};
 use crate::frame::address::Mac;
 use crate::link::commands::Ended;
 use crate::link::vhost_user::memory::{GuestMemory, Place, Region};
+use crate::link::vhost_user::pairs::Pairs;
 use crate::link::vhost_user::{Attachment, Control, Ring};
 use crate::link::virtqueue;
 
 use super::Worker;
-use super::config_space::{self, Features, PROTOCOL};
+use super::config_space::{self, Features};
+use super::control_queue::ControlQueue;
+use super::inflight;
 
 /// Regions of memory that a front-end may share: QEMU's own limit for virtual machines with hot-plugged memory.
 const MEMORY_SLOTS: usize = 509;
@@ -50,6 +57,10 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_statx,
     libc::SYS_lseek,
     libc::SYS_clock_nanosleep,
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
 ];
 
 /// One virtqueue, as far as the front-end has described it.
@@ -66,13 +77,15 @@ struct Vring {
 }
 
 impl Vring {
-    /// The ring, if it may run.
-    fn ring(&self, features: Features) -> Option<Ring> {
-        let [descriptors, available, used] = self.addresses?;
+    /// Whether the ring may run.
+    fn runs(&self, features: Features) -> bool {
         let is_disabled = features.has_protocol_features() && !self.is_enabled;
-        if is_disabled || self.size == 0 {
-            return None;
-        }
+        !is_disabled && self.size != 0 && self.addresses.is_some() && self.kick.is_some()
+    }
+
+    /// The ring, if it may run; `goes_on` where another device has served it.
+    fn ring(&self, features: Features, goes_on: bool) -> Option<Ring> {
+        let [descriptors, available, used] = self.addresses.filter(|_| self.runs(features))?;
         let copy = |fd: &Option<OwnedFd>| fd.as_ref().and_then(|fd| fd.try_clone().ok());
         Some(Ring {
             parts: virtqueue::Parts {
@@ -80,7 +93,7 @@ impl Vring {
                 descriptors,
                 available,
                 used,
-                next: self.next,
+                next: (!goes_on).then_some(self.next),
                 event_index: features.event_index(),
                 indirect: features.indirect(),
             },
@@ -100,26 +113,49 @@ pub struct Identity {
     pub mtu: u16,
 }
 
+/// What a front-end's rings are served by.
+pub struct Machine {
+    /// The workers, one a pair of queues.
+    pub workers: Vec<Worker<Control>>,
+    /// How many pairs are used, for the workers to know.
+    pub pairs: Pairs,
+    /// What the device says about itself.
+    pub identity: Identity,
+}
+
+impl Machine {
+    fn pair_count(&self) -> u16 {
+        self.workers.len() as u16
+    }
+}
+
 struct Session {
-    workers: Arc<Vec<Worker<Control>>>,
-    identity: Identity,
+    machine: Arc<Machine>,
     features: Features,
+    /// `VHOST_USER_PROTOCOL_F_CONFIG` is acknowledged.
+    reads_config: bool,
+    /// Those of the pairs, and one for the control queue.
     vrings: Vec<Vring>,
+    /// As often as they were added.
     regions: Vec<Arc<Region>>,
     memory: Arc<GuestMemory>,
     attached: Vec<bool>,
+    control: Option<ControlQueue>,
+    /// Pairs that the driver wants used, where it says so over the control queue.
+    pairs_wanted: u16,
+    /// Another device has served the rings, and died.
+    goes_on: bool,
 }
 
 /// Serves one front-end until it leaves; says why when that was not of its own accord.
-pub fn serve(
-    stream: UnixStream,
-    workers: &Arc<Vec<Worker<Control>>>,
-    identity: Identity,
-) -> std::result::Result<(), Error> {
-    let session = Arc::new(Mutex::new(Session::new(workers.clone(), identity)));
+pub fn serve(stream: UnixStream, machine: &Arc<Machine>) -> std::result::Result<(), Error> {
+    let session = Arc::new(Mutex::new(Session::new(machine.clone())));
     let mut handler = handler(&stream, session.clone())?;
     drop(stream);
     let left = loop {
+        if !attend(&session, &handler) {
+            continue;
+        }
         match handler.handle_request() {
             Ok(()) | Err(Error::SocketRetry(_)) => {}
             Err(Error::Disconnected) => break Ok(()),
@@ -134,6 +170,20 @@ pub fn serve(
         session.end();
     }
     left
+}
+
+/// Serves the control queue until there is a message of the front-end; whether there may be one.
+fn attend(session: &Mutex<Session>, front_end: &impl AsRawFd) -> bool {
+    // A session that is broken is found out by the next message.
+    let Ok(mut session) = session.lock() else { return true };
+    let more = session.serve_control();
+    // SAFETY: the handler, and its descriptor with it, outlives this call.
+    #[allow(unsafe_code)]
+    let front_end = unsafe { BorrowedFd::borrow_raw(front_end.as_raw_fd()) };
+    let watched = [Some(front_end), session.control.as_ref().map(ControlQueue::fd)].into_iter().flatten();
+    let mut watched: Vec<PollFd<'_>> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let timeout = if more { PollTimeout::ZERO } else { PollTimeout::NONE };
+    poll(&mut watched, timeout).is_err() || watched[0].any() != Some(false)
 }
 
 /// The crate's side of the protocol. QEMU enables rings before it has acknowledged any feature, which the crate refuses.
@@ -157,21 +207,47 @@ fn handler(
 }
 
 impl Session {
-    fn new(workers: Arc<Vec<Worker<Control>>>, identity: Identity) -> Self {
-        let pairs = workers.len();
+    fn new(machine: Arc<Machine>) -> Self {
+        let pairs = machine.workers.len();
         Self {
-            workers,
-            identity,
+            machine,
             features: Features::default(),
-            vrings: (0..2 * pairs).map(|_| Vring::default()).collect(),
+            reads_config: false,
+            vrings: (0..=2 * pairs).map(|_| Vring::default()).collect(),
             regions: Vec::new(),
             memory: Arc::default(),
             attached: vec![false; pairs],
+            control: None,
+            pairs_wanted: 1,
+            goes_on: false,
         }
+    }
+
+    fn offered(&self) -> Features {
+        Features::offered(self.machine.pair_count())
+    }
+
+    fn control_index(&self) -> Option<u32> {
+        self.features.control_queue(self.machine.pair_count())
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
         self.vrings.get_mut(index as usize).ok_or(Error::InvalidParam)
+    }
+
+    fn ring(&self, index: u32) -> Option<Ring> {
+        self.vrings[index as usize].ring(self.features, self.goes_on)
+    }
+
+    /// Whether the driver wants a pair used. Where it does not say so over the control queue, it enables rings.
+    fn is_wanted(&self, pair: usize) -> bool {
+        self.control_index().is_none() || pair < usize::from(self.pairs_wanted)
+    }
+
+    /// The receive and the transmit queue of a pair, as far as they may run.
+    fn rings(&self, pair: usize) -> [Option<Ring>; 2] {
+        let rings = [2 * pair, 2 * pair + 1];
+        if self.is_wanted(pair) { rings.map(|index| self.ring(index as u32)) } else { [None, None] }
     }
 
     /// Lets go of a pair; its rings go on from where they stopped.
@@ -179,7 +255,7 @@ impl Session {
         if !std::mem::take(&mut self.attached[pair]) {
             return Ok(());
         }
-        let worker = &self.workers[pair];
+        let worker = &self.machine.workers[pair];
         let [transmit, receive] = worker.control.detach(|| (worker.wake)()).map_err(ended)?;
         for (index, next) in [(2 * pair, receive), (2 * pair + 1, transmit)] {
             self.vrings[index].next = next.unwrap_or(self.vrings[index].next);
@@ -189,8 +265,9 @@ impl Session {
 
     /// Has a pair run, as far as it may.
     fn attach(&mut self, pair: usize) -> Result<()> {
-        let [receive, transmit] =
-            [2 * pair, 2 * pair + 1].map(|index| self.vrings[index].ring(self.features));
+        self.tell_pairs();
+        let worker = &self.machine.workers[pair];
+        let [receive, transmit] = self.rings(pair);
         if receive.is_none() && transmit.is_none() {
             return Ok(());
         }
@@ -202,7 +279,6 @@ impl Session {
             tcp_segmentation: self.features.tcp_segmentation(),
             udp_segmentation: self.features.udp_segmentation(),
         };
-        let worker = &self.workers[pair];
         self.attached[pair] = true;
         if worker.control.attach(attachment, || (worker.wake)()).map_err(ended)? {
             return Ok(());
@@ -210,28 +286,108 @@ impl Session {
         Err(refuse("a virtqueue does not lie in the guest's memory, or not as virtio 1.3, 2.7 wants it"))
     }
 
-    /// Changes a ring while its pair is detached.
+    /// Tells the workers how many pairs the guest uses: the first ones that can receive.
+    fn tell_pairs(&self) {
+        let receives = |pair: &usize| self.is_wanted(*pair) && self.vrings[2 * *pair].runs(self.features);
+        let used = (0..self.machine.workers.len()).take_while(receives).count() as u16;
+        if self.machine.pairs.set(used) != used {
+            if self.machine.pair_count() > 1 && used > 0 {
+                tracing::info!(
+                    "the guest uses {used} {} of queues",
+                    if used == 1 { "pair" } else { "pairs" }
+                );
+            }
+            // What waits for the guest may have to make a detour from now on.
+            self.machine.workers.iter().for_each(|worker| (worker.wake)());
+        }
+    }
+
+    fn detach_control(&mut self) {
+        if let (Some(control), Some(index)) = (self.control.take(), self.control_index()) {
+            self.vrings[index as usize].next = control.next_available();
+        }
+    }
+
+    fn attach_control(&mut self) -> Result<()> {
+        let Some(ring) = self.control_index().and_then(|index| self.ring(index)) else { return Ok(()) };
+        self.control = ControlQueue::new(&self.memory, ring);
+        if self.control.is_some() {
+            return Ok(());
+        }
+        Err(refuse(
+            "the control queue does not lie in the guest's memory, or not as virtio 1.3, 2.7 wants it",
+        ))
+    }
+
+    /// Answers the driver's requests; whether there may be more.
+    fn serve_control(&mut self) -> bool {
+        let Some(mut control) = self.control.take() else { return false };
+        match control.serve(|pairs| self.use_pairs(pairs)) {
+            Ok(more) => {
+                self.control = Some(control);
+                more
+            }
+            Err(fault) => {
+                tracing::error!(
+                    "the driver of the guest's control queue is wrong, {fault}: the queue has stopped"
+                );
+                false
+            }
+        }
+    }
+
+    /// The driver wants so many pairs used. Whether it can have them.
+    fn use_pairs(&mut self, pairs: u16) -> bool {
+        if pairs == 0 || pairs > self.machine.pair_count() {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.pairs_wanted, pairs);
+        let changed = before.min(pairs)..before.max(pairs);
+        changed
+            .into_iter()
+            .all(|pair| self.detach(pair.into()).and_then(|()| self.attach(pair.into())).is_ok())
+    }
+
+    /// Changes a ring while its pair, or the control queue, is detached.
     fn change(&mut self, index: u32, change: impl FnOnce(&mut Vring)) -> Result<()> {
         self.vring(index)?;
+        if self.control_index() == Some(index) {
+            self.detach_control();
+            change(self.vring(index)?);
+            return self.attach_control();
+        }
         let pair = index as usize / 2;
+        if pair == self.machine.workers.len() {
+            // The control queue's, of which nothing was negotiated.
+            change(self.vring(index)?);
+            return Ok(());
+        }
         self.detach(pair)?;
         change(self.vring(index)?);
         self.attach(pair)
     }
 
-    /// Changes what all rings depend on while all pairs are detached.
+    /// Changes what all rings depend on while all of them are detached.
     fn change_all(&mut self, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let pairs = 0..self.workers.len();
+        let pairs = 0..self.machine.workers.len();
         pairs.clone().try_for_each(|pair| self.detach(pair))?;
+        self.detach_control();
         let changed = change(self);
         for pair in pairs {
             self.attach(pair)?;
         }
+        self.attach_control()?;
         changed
     }
 
     fn set_regions(&mut self, regions: Vec<Arc<Region>>) -> Result<()> {
-        self.memory = Arc::new(GuestMemory::new(regions.clone()).map_err(refuse)?);
+        let mut distinct: Vec<Arc<Region>> = Vec::with_capacity(regions.len());
+        for region in &regions {
+            if !distinct.iter().any(|other| Arc::ptr_eq(other, region)) {
+                distinct.push(region.clone());
+            }
+        }
+        self.memory = Arc::new(GuestMemory::new(distinct).map_err(refuse)?);
         self.regions = regions;
         Ok(())
     }
@@ -240,6 +396,8 @@ impl Session {
     fn reset(&mut self) -> Result<()> {
         self.change_all(|session| {
             session.features = Features::default();
+            session.pairs_wanted = 1;
+            session.goes_on = false;
             for vring in &mut session.vrings {
                 *vring = Vring::default();
             }
@@ -250,10 +408,11 @@ impl Session {
     /// The front-end has left, and the guest with it.
     fn end(&mut self) {
         // A worker that has ended holds nothing any more.
-        for pair in 0..self.workers.len() {
+        for pair in 0..self.machine.workers.len() {
             let _ = self.detach(pair);
         }
-        for worker in self.workers.iter() {
+        self.machine.pairs.set(0);
+        for worker in &self.machine.workers {
             let _ = worker.control.guest_gone(|| (worker.wake)());
         }
     }
@@ -312,16 +471,17 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(Features::offered().bits())
+        Ok(self.offered().bits())
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let features = Features::acknowledged(features).map_err(|error| {
+        let features = self.offered().acknowledged(features).map_err(|error| {
             tracing::error!("the front-end cannot be served: {error}");
             refuse(error)
         })?;
         self.change_all(|session| {
             session.features = features;
+            session.pairs_wanted = 1;
             Ok(())
         })
     }
@@ -400,15 +560,23 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(PROTOCOL)
+        Ok(config_space::protocol(self.machine.pair_count()))
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        if features & !PROTOCOL.bits() == 0 { Ok(()) } else { Err(Error::InvalidParam) }
+        let offered = config_space::protocol(self.machine.pair_count());
+        let features = VhostUserProtocolFeatures::from_bits_retain(features);
+        if !offered.contains(features) {
+            return Err(Error::InvalidParam);
+        }
+        self.reads_config = features.contains(VhostUserProtocolFeatures::CONFIG);
+        Ok(())
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(self.workers.len() as u64)
+        // A guest whose front-end reads the config space here (User-Mode Linux) sees this device, with all its queues. QEMU
+        // and DPDK show the guest one of their own, and count pairs.
+        Ok(if self.reads_config { self.vrings.len() as u64 } else { self.machine.pair_count().into() })
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
@@ -416,7 +584,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let space = config_space::bytes(self.identity.mac, self.workers.len() as u16, self.identity.mtu);
+        let Identity { mac, mtu } = self.machine.identity;
+        let space = config_space::bytes(mac, self.machine.pair_count(), mtu);
         // Behind what there is a guest reads zeros.
         let byte = |at: u64| space.get(at as usize).copied().unwrap_or(0);
         Ok((0..u64::from(size)).map(|at| byte(u64::from(offset) + at)).collect())
@@ -434,12 +603,19 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(Error::InvalidMessage)
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidMessage)
+    fn get_inflight_fd(&mut self, inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        inflight::create(inflight, self.vrings.len()).map_err(refuse)
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(Error::InvalidMessage)
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        inflight::check(inflight, &file, self.vrings.len()).map_err(|error| {
+            tracing::error!("{error}");
+            refuse(error)
+        })?;
+        self.change_all(|session| {
+            session.goes_on = true;
+            Ok(())
+        })
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
@@ -461,10 +637,14 @@ impl VhostUserBackendReqHandlerMut for Session {
             offset: region.mmap_offset,
             len: region.memory_size,
         };
-        let region = map(place, file).map_err(|error| {
-            tracing::error!("{error}");
-            refuse(error)
-        })?;
+        // QEMU 7.2 adds, and removes, each region once for every pair of queues.
+        let region = match self.regions.iter().find(|region| region.place() == place) {
+            Some(known) => known.clone(),
+            None => map(place, file).map_err(|error| {
+                tracing::error!("{error}");
+                refuse(error)
+            })?,
+        };
         self.change_all(|session| {
             let regions = session.regions.iter().cloned().chain([region]).collect();
             session.set_regions(regions)
@@ -477,11 +657,12 @@ impl VhostUserBackendReqHandlerMut for Session {
             (place.guest, place.front_end, place.len)
                 == (region.guest_phys_addr, region.user_addr, region.memory_size)
         };
-        if !self.regions.iter().any(|region| named(region.place())) {
+        let Some(at) = self.regions.iter().position(|region| named(region.place())) else {
             return Err(refuse("there is no such region of memory"));
-        }
+        };
         self.change_all(|session| {
-            let regions = session.regions.iter().filter(|region| !named(region.place())).cloned().collect();
+            let mut regions = session.regions.clone();
+            regions.remove(at);
             session.set_regions(regions)
         })
     }

@@ -43,6 +43,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// A frame is complete.
     pub(super) fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
+        if self.link.stand_in().is_some() {
+            // The stand-in counts it, and captures it.
+            return self.link.commit(space, head, payload_len);
+        }
         if self.recorder.is_some() {
             self.capture_inbound(space, head, payload_len);
         }

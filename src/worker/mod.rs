@@ -348,11 +348,27 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.engine.run(&mut self.operations);
         let lost = self.link.end_publish(&self.operations);
-        (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
+        self.conclude_publish(lost);
         if receive {
             self.link_ready = !self.link.end_receive(&self.operations).empty;
         }
         self.tell_faults();
+    }
+
+    fn conclude_publish(&mut self, lost: usize) {
+        (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
+        while let Some(number) = self.link.stand_in()
+            && let Some(frame) = self.link.take_detoured()
+        {
+            self.mail(number, ToWorker::FrameToGuest(frame));
+        }
+    }
+
+    /// Mails a frame, or what will become one, to another worker.
+    fn mail(&mut self, number: u8, mail: ToWorker<S::Socket>) {
+        if self.workers.get(number as usize).is_none_or(|mailbox| mailbox.put(mail).is_err()) {
+            self.drop_frame(DropReason::WorkerFull);
+        }
     }
 
     fn tell_faults(&mut self) {
@@ -369,7 +385,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.link.begin_publish(&mut self.publishing);
         self.engine.run(&mut self.publishing);
         let lost = self.link.end_publish(&self.publishing);
-        (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
+        self.conclude_publish(lost);
         self.tell_faults();
     }
 
@@ -404,6 +420,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             match mail {
                 ToWorker::FrameToGuest(frame) => self.frame_to_guest(&frame),
                 ToWorker::FrameFromGuest(frame) => self.adopt_frame(frame, now),
+                ToWorker::Client { publication, socket, peer } => {
+                    self.admit_client(publication, socket, peer, now);
+                }
                 ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),
                 ToWorker::Unpublish { id } => self.unpublish(id),
                 ToWorker::Probe(publication) => self.probe(publication, now),

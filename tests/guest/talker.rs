@@ -5,6 +5,7 @@
 //! talker receive ADDRESS:PORT SEED BYTES   connects, and expects a pattern and the end
 //! talker ask ADDRESS:PORT BYTES...         sends datagrams of so many bytes, and expects each back
 //! talker serve PORT                        says `ready`; gives back what comes, over TCP and UDP, both families
+//! talker queues INTERFACE PAIRS            has an interface use so many pairs of queues
 //! ```
 //! It ends with status 0 when everything went as it should. tests/guest/build compiles it alone: the standard library has to do.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -15,6 +16,9 @@ use std::time::Duration;
 
 #[path = "../rig/pattern.rs"]
 mod pattern;
+
+#[path = "channels.rs"]
+mod channels;
 
 use pattern::Pattern;
 
@@ -29,6 +33,9 @@ fn main() {
         ["receive", from, seed, bytes] => receive(from, Pattern(number(seed)), number(bytes)),
         ["ask", to, ref sizes @ ..] => ask(to, sizes),
         ["serve", port] => serve(number(port) as u16),
+        ["queues", interface, pairs] => {
+            channels::set(interface, number(pairs) as u32).expect("the driver to use so many queues");
+        }
         _ => panic!("talker does not know {words:?}"),
     }
 }

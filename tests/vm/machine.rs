@@ -22,17 +22,19 @@ const MEMORY_MIB: u32 = 256;
 const COMMAND_TIME: Duration = Duration::from_secs(90);
 
 /// Lines of each of a machine's logs that a test shows when it fails.
-const LAST_LINES: usize = 40;
+const LAST_LINES: usize = 120;
 
 /// What runs a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Machine {
-    /// A kernel that is a process of the host: as fast as the host, one processor, one queue.
+    /// A kernel that is a process of the host: as fast as the host, on one processor.
     UserModeLinux,
     /// A processor in software. Waits for the link when it starts, and connects again when the link is lost.
     Qemu,
     /// The same, but it listens at the socket itself.
     QemuThatListens,
+    /// The same as the first, with two processors and a pair of queues for each.
+    QemuOfTwo,
     /// The same processor, whose frames go over a stream.
     QemuOverStream,
     /// And over datagrams.
@@ -61,7 +63,7 @@ impl Machine {
     /// The option by which hythe serves it at a socket.
     pub fn door(self) -> &'static str {
         match self {
-            Self::UserModeLinux | Self::Qemu | Self::QemuThatListens => "--vhost-user",
+            Self::UserModeLinux | Self::Qemu | Self::QemuThatListens | Self::QemuOfTwo => "--vhost-user",
             Self::QemuOverStream => "--stream",
             Self::QemuOverDatagrams => "--dgram",
         }
@@ -79,6 +81,7 @@ impl Machine {
             Self::UserModeLinux => format!("virtio_uml.device={socket}:1"),
             Self::Qemu => vhost_user("reconnect=1"),
             Self::QemuThatListens => vhost_user("server=on"),
+            Self::QemuOfTwo => format!("-smp 2 {},queues=2", vhost_user("reconnect=1")),
             Self::QemuOverStream => {
                 format!("-netdev stream,id=net,server=off,addr.type=unix,addr.path={socket}")
             }
@@ -87,6 +90,7 @@ impl Machine {
                  remote.type=unix,remote.path={socket}"
             ),
         };
+        let several = if self == Self::QemuOfTwo { ",mq=on" } else { "" };
         let words = match self {
             // `seccomp=on` makes the system calls of a guest several times cheaper than ptrace(2) does.
             Self::UserModeLinux => vec![
@@ -107,7 +111,7 @@ impl Machine {
                 "qemu-system-x86_64 -accel tcg -cpu max -machine q35,memory-backend=memory -m {MEMORY_MIB} \
                  -object memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on \
                  -nodefaults -no-user-config -display none -no-reboot \
-                 {link} -device virtio-net-pci,netdev=net,romfile=,vectors=0 \
+                 {link} -device virtio-net-pci,netdev=net,romfile=,vectors=0{several} \
                  -serial file:{directory}/console -serial stdio -kernel {} -initrd {} -append",
                 image("vmlinuz"),
                 image("initramfs"),

@@ -10,6 +10,7 @@
 mod rig;
 
 mod machine;
+mod peer;
 mod ring;
 mod world;
 
@@ -18,6 +19,7 @@ mod datagrams;
 mod driver;
 mod front_end;
 mod names;
+mod queues;
 mod reconnection;
 mod sockets;
 mod streams;

@@ -8,15 +8,17 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{FileOffset, MmapRegion};
 
-const NEXT_IS_WRITTEN: u16 = 2;
+/// Flags of a descriptor (2.7.5).
+const GOES_ON: u16 = 1;
+const IS_WRITTEN: u16 = 2;
 
 /// Where the guest's memory begins for the guest; the front-end's addresses are the same.
 const START: u64 = 0x4000_0000;
-const LEN: usize = 1 << 20;
+const LEN: usize = 2 << 20;
 /// Where one ring begins behind the other.
 const APART: u64 = 0x1_0000;
 /// Behind the rings there is room for buffers.
-pub const BUFFERS: u64 = START + 0x4_0000;
+pub const BUFFERS: u64 = START + 0x10_0000;
 
 /// Memory of a guest, in a memfd.
 pub struct Memory {
@@ -98,15 +100,32 @@ impl Ring {
         [self.base, self.base + 0x4000, self.base + 0x8000]
     }
 
+    fn describe(&self, memory: &Memory, index: u16, (address, len): (u64, u32), flags: u16, next: u16) {
+        let [descriptors, ..] = self.addresses();
+        let words =
+            [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()];
+        memory.write(descriptors + 16 * u64::from(index), &words.concat());
+    }
+
     /// Offers one buffer.
     pub fn offer(&mut self, memory: &Memory, address: u64, len: u32, writable: bool) {
-        let [descriptors, available, _] = self.addresses();
         let head = self.offered.len() as u16 % self.size;
-        let flags = if writable { NEXT_IS_WRITTEN } else { 0 };
-        let descriptor =
-            [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &[0; 2]].concat();
-        memory.write(descriptors + 16 * u64::from(head), &descriptor);
-        memory.write(available + 4 + 2 * u64::from(head), &head.to_le_bytes());
+        self.describe(memory, head, (address, len), if writable { IS_WRITTEN } else { 0 }, 0);
+        self.make_available(memory, head);
+    }
+
+    /// Offers a buffer to be read and one for the answer, as one chain: once what was offered before has come back.
+    pub fn offer_request(&mut self, memory: &Memory, request: (u64, u32), answer: (u64, u32)) {
+        assert_eq!(self.back.len(), self.offered.len());
+        self.describe(memory, 0, request, GOES_ON, 1);
+        self.describe(memory, 1, answer, IS_WRITTEN, 0);
+        self.make_available(memory, 0);
+    }
+
+    fn make_available(&mut self, memory: &Memory, head: u16) {
+        let [_, available, _] = self.addresses();
+        let slot = self.offered.len() as u64 % u64::from(self.size);
+        memory.write(available + 4 + 2 * slot, &head.to_le_bytes());
         self.offered.push(head);
         memory.index(available + 2).store(self.offered.len() as u16, Ordering::Release);
         // Wants to be told of the next one that comes back.

@@ -14,6 +14,7 @@
 
 mod from_guest;
 pub mod memory;
+pub mod pairs;
 mod queue;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use crate::link::{
 
 use super::from_guest::FromGuest;
 use super::memory::GuestMemory;
+use super::pairs::Pairs;
 use super::to_guest::{Takes, ToGuest};
 
 /// Which of the two queues, as they are numbered in descriptors and replies.
@@ -119,6 +120,9 @@ impl Active {
 
 /// One pair of virtqueues: a worker's link.
 pub struct Queue {
+    /// The pair's number.
+    number: u16,
+    pairs: Pairs,
     mtu: u16,
     tcp_segmentation: bool,
     udp_segmentation: bool,
@@ -136,12 +140,14 @@ const ONE: usize = 0;
 const SCRATCH: usize = 1;
 
 impl Queue {
-    /// A link with nothing attached, and the session's hold on it.
-    pub fn new(mtu: u16) -> (Self, Control) {
+    /// The link of a pair with nothing attached, and the session's hold on it.
+    pub fn new(mtu: u16, number: u16, pairs: Pairs) -> (Self, Control) {
         let (commander, commands) = commands::channel();
         let mut words = Buffers::new(2, 8);
         words.bytes_mut(ONE, 8).copy_from_slice(&1u64.to_ne_bytes());
         let queue = Self {
+            number,
+            pairs,
             mtu,
             tcp_segmentation: false,
             udp_segmentation: false,
@@ -158,6 +164,11 @@ impl Queue {
     /// A ring that works.
     fn ring(&self, which: usize) -> Option<&Active> {
         self.rings[which].as_ref().filter(|ring| !ring.has_failed)
+    }
+
+    /// The pair that the guest uses instead of this one.
+    fn detour(&self) -> Option<u16> {
+        if self.rings[RECEIVE].is_some() { None } else { self.pairs.stand_in(self.number) }
     }
 
     fn fail(&mut self, which: usize, fault: Fault) {
@@ -221,10 +232,12 @@ impl Queue {
 
 impl Link for Queue {
     fn capabilities(&self) -> Capabilities {
+        // What makes a detour is complete: it travels as bytes alone.
+        let direct = self.rings[RECEIVE].is_some();
         Capabilities {
             mtu: self.mtu,
-            tcp_segmentation: self.tcp_segmentation,
-            udp_segmentation: self.udp_segmentation,
+            tcp_segmentation: self.tcp_segmentation && direct,
+            udp_segmentation: self.udp_segmentation && direct,
         }
     }
 
@@ -317,15 +330,20 @@ impl Link for Queue {
     }
 
     fn reserve(&mut self, payload_len: usize) -> Option<Space> {
-        self.ring(RECEIVE)?;
+        if self.detour().is_none() {
+            self.ring(RECEIVE)?;
+        }
         self.to_guest.reserve(payload_len)
     }
 
     fn may_reserve_ahead(&self) -> bool {
-        self.ring(RECEIVE).is_some() && self.to_guest.may_reserve_ahead()
+        (self.detour().is_some() || self.ring(RECEIVE).is_some()) && self.to_guest.may_reserve_ahead()
     }
 
     fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
+        if self.detour().is_some() {
+            return self.to_guest.reserve_apart(payload);
+        }
         self.with(RECEIVE, |_, to_guest, queue| to_guest.reserve_ahead(queue, head_len, payload)).flatten()
     }
 
@@ -334,6 +352,9 @@ impl Link for Queue {
     }
 
     fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
+        if self.detour().is_some() {
+            return self.to_guest.commit_apart(space, head, payload_len);
+        }
         let committed = self.with(RECEIVE, |_, to_guest, queue| {
             to_guest.commit(queue, space, head, payload_len);
             Ok(())
@@ -379,6 +400,14 @@ impl Link for Queue {
         let (which, fault) = self.faults.pop()?;
         let name = if which == TRANSMIT { "transmit" } else { "receive" };
         Some(format!("the driver of the guest's {name} queue is wrong, {fault}: the queue has stopped"))
+    }
+
+    fn stand_in(&self) -> Option<u8> {
+        self.detour().and_then(|pair| u8::try_from(pair).ok())
+    }
+
+    fn take_detoured(&mut self) -> Option<Vec<u8>> {
+        self.detour().and_then(|_| self.to_guest.take_staged())
     }
 
     fn is_closed(&self) -> bool {

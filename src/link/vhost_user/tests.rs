@@ -12,6 +12,7 @@ use crate::io::{Operations, Piece};
 use crate::link::virtqueue::driver::{BUFFERS, Driver, WRITE};
 use crate::link::{Ahead, InboundHead, Link, Space};
 
+use super::pairs::Pairs;
 use super::{Attachment, Control, Queue, Ring, Takes};
 
 /// The buffers of the receive queue: far enough apart for the longest.
@@ -40,7 +41,7 @@ impl Bench {
     fn new(takes: Takes) -> Self {
         let transmit = Driver::new(64);
         let receive = transmit.beside();
-        let (link, control) = Queue::new(1500);
+        let (link, control) = Queue::new(1500, 0, Pairs::default());
         let (transmit_call, transmit_end) = event();
         let (receive_call, receive_end) = event();
         let ring = |driver: &Driver, call| Ring {

@@ -9,6 +9,9 @@
 //! staged meanwhile, to be placed behind it. Where the order would break all the same (a space behind an empty one is
 //! filled, a head is not as long as it was said to be, a datagram is longer than expected), the frame is copied to a
 //! staged one: right in every case, and without a copy in the usual one.
+//!
+//! While there is no receive queue because the guest does not use it, every frame is staged, complete, and taken from
+//! here as bytes.
 
 use std::collections::VecDeque;
 
@@ -116,6 +119,7 @@ impl ToGuest {
         }
         self.forget_ahead();
         self.wants_room = false;
+        self.takes = Takes::default();
     }
 
     /// Whether the guest is to say when it offers more buffers.
@@ -187,6 +191,29 @@ impl ToGuest {
             is_open: true,
         });
         Ok(Some(Space { index: AHEAD | (self.reserved.len() as u32 - 1), capacity }))
+    }
+
+    /// Room for a frame whose payload has yet to come, where there is no queue.
+    pub fn reserve_apart(&mut self, payload: Ahead) -> Option<Space> {
+        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
+        if self.may_reserve_ahead() { self.reserve(len) } else { None }
+    }
+
+    /// The frame in `space`, which was reserved where there is no queue, is complete.
+    pub fn commit_apart(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
+        self.stage(space.index, head, payload_len);
+    }
+
+    /// Takes a staged frame away, without its virtio-net header.
+    pub fn take_staged(&mut self) -> Option<Vec<u8>> {
+        let (slot, start, end) = self.staged.pop_front()?;
+        let mut frame = Vec::with_capacity(end - start);
+        self.staging
+            .piece(slot as usize)
+            .part(start + HEADER_LEN, end - start - HEADER_LEN)
+            .copy_to(&mut frame);
+        self.free.push(slot);
+        Some(frame)
     }
 
     /// Takes chains until they have `len` bytes, or there are no more; returns their bytes.

@@ -63,7 +63,7 @@ impl Driver {
             descriptors: FRONT_END + self.base + DESCRIPTORS,
             available: FRONT_END + self.base + AVAILABLE,
             used: FRONT_END + self.base + USED,
-            next: 0,
+            next: Some(0),
             event_index: true,
             indirect: true,
         }

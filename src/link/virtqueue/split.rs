@@ -62,8 +62,8 @@ pub struct Parts {
     pub available: u64,
     /// See above.
     pub used: u64,
-    /// The next entry of the available ring to take.
-    pub next: u16,
+    /// The next entry of the available ring to take; `None` to go on behind what was given back last.
+    pub next: Option<u16>,
     /// `VIRTIO_F_EVENT_IDX`: each side says at which index it wants to be told.
     pub event_index: bool,
     /// `VIRTIO_F_INDIRECT_DESC`: a descriptor may be a table of them.
@@ -125,8 +125,8 @@ impl SplitQueue {
             used: used.cast(),
             event_index: parts.event_index,
             indirect: parts.indirect,
-            next_available: parts.next,
-            seen_available: parts.next,
+            next_available: 0,
+            seen_available: 0,
             next_used: 0,
             published: 0,
             considered: 0,
@@ -135,6 +135,8 @@ impl SplitQueue {
         // Chains go back in order, so the device before this one had given back so many.
         let index = queue.used_index().load(Ordering::Relaxed);
         (queue.next_used, queue.published, queue.considered) = (index, index, index);
+        let next = parts.next.unwrap_or(index);
+        (queue.next_available, queue.seen_available) = (next, next);
         Some(queue)
     }
 
@@ -193,6 +195,39 @@ impl SplitQueue {
     /// Takes the next chain and appends its buffers to `pieces`, an entry more for each region that a buffer spans.
     /// After a fault the queue must not be used any more; what was appended is void.
     pub fn take(&mut self, direction: Direction, pieces: &mut Vec<Piece>) -> Result<Option<Chain>, Fault> {
+        let Some(head) = self.take_head()? else { return Ok(None) };
+        let first = pieces.len();
+        let bytes = self.gather(head, &mut |written, address, len| {
+            if written != direction {
+                return Err(Fault::Direction);
+            }
+            self.memory.pieces(address, len, pieces).then_some(()).ok_or(Fault::Address)
+        })?;
+        Ok(Some(Chain { head, bytes, pieces: (pieces.len() - first) as u32 }))
+    }
+
+    /// Takes the next chain, a request of the driver's with room for the answer behind it (2.7.4.2: what is to be read
+    /// comes first). The buffers of each are appended; a fault is as in [`Self::take`].
+    pub fn take_request(
+        &mut self,
+        request: &mut Vec<Piece>,
+        answer: &mut Vec<Piece>,
+    ) -> Result<Option<Chain>, Fault> {
+        let Some(head) = self.take_head()? else { return Ok(None) };
+        let first = request.len() + answer.len();
+        let bytes = self.gather(head, &mut |written, address, len| {
+            let pieces = match written {
+                Direction::FromDriver if answer.is_empty() => &mut *request,
+                Direction::FromDriver => return Err(Fault::Direction),
+                Direction::ToDriver => &mut *answer,
+            };
+            self.memory.pieces(address, len, pieces).then_some(()).ok_or(Fault::Address)
+        })?;
+        Ok(Some(Chain { head, bytes, pieces: (request.len() + answer.len() - first) as u32 }))
+    }
+
+    /// Takes the next entry of the available ring: the first descriptor of a chain.
+    fn take_head(&mut self) -> Result<Option<u16>, Fault> {
         if self.next_available == self.seen_available {
             // Acquire: the entries up to the index were written before it.
             self.seen_available = self.available_index().load(Ordering::Acquire);
@@ -215,14 +250,16 @@ impl SplitQueue {
             return Err(Fault::HeadTwice);
         }
         *taken |= bit;
-        let first = pieces.len();
-        let bytes = self.gather(head, direction, pieces)?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain { head, bytes, pieces: (pieces.len() - first) as u32 }))
+        Ok(Some(head))
     }
 
-    /// Appends the buffers of the chain that starts at `head`; returns their bytes.
-    fn gather(&self, head: u16, direction: Direction, pieces: &mut Vec<Piece>) -> Result<u32, Fault> {
+    /// Hands the buffers of the chain that starts at `head` to `buffer`: who writes, address, length. Returns their bytes.
+    fn gather(
+        &self,
+        head: u16,
+        buffer: &mut impl FnMut(Direction, u64, usize) -> Result<(), Fault>,
+    ) -> Result<u32, Fault> {
         // SAFETY: `head` is below the size, and each later index is checked; the table lies in the mapped memory.
         let read = |index: u16| unsafe { self.descriptors.add(usize::from(index)).read_volatile() };
         let mut descriptor = read(head);
@@ -235,9 +272,9 @@ impl SplitQueue {
                 if !self.indirect || descriptor.flags & NEXT != 0 {
                     return Err(Fault::Indirect);
                 }
-                return self.gather_table(descriptor, direction, left, bytes, pieces);
+                return self.gather_table(descriptor, left, bytes, buffer);
             }
-            bytes = self.add(descriptor, direction, bytes, pieces)?;
+            bytes = add(descriptor, bytes, buffer)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(bytes);
             }
@@ -252,10 +289,9 @@ impl SplitQueue {
     fn gather_table(
         &self,
         table: Descriptor,
-        direction: Direction,
         mut left: u16,
         mut bytes: u32,
-        pieces: &mut Vec<Piece>,
+        buffer: &mut impl FnMut(Direction, u64, usize) -> Result<(), Fault>,
     ) -> Result<u32, Fault> {
         let len = table.len as usize;
         let entries = len / DESCRIPTOR_LEN;
@@ -272,7 +308,7 @@ impl SplitQueue {
             if descriptor.flags & INDIRECT != 0 {
                 return Err(Fault::Indirect);
             }
-            bytes = self.add(descriptor, direction, bytes, pieces)?;
+            bytes = add(descriptor, bytes, buffer)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(bytes);
             }
@@ -280,24 +316,6 @@ impl SplitQueue {
             if index >= entries {
                 return Err(Fault::Next);
             }
-        }
-    }
-
-    fn add(
-        &self,
-        descriptor: Descriptor,
-        direction: Direction,
-        bytes: u32,
-        pieces: &mut Vec<Piece>,
-    ) -> Result<u32, Fault> {
-        if (descriptor.flags & WRITE != 0) != (direction == Direction::ToDriver) {
-            return Err(Fault::Direction);
-        }
-        let bytes = bytes.checked_add(descriptor.len).ok_or(Fault::Bytes)?;
-        if self.memory.pieces(descriptor.address, descriptor.len as usize, pieces) {
-            Ok(bytes)
-        } else {
-            Err(Fault::Address)
         }
     }
 
@@ -364,4 +382,16 @@ impl SplitQueue {
             self.word(self.used, 0).store(SUPPRESSED, Ordering::Relaxed);
         }
     }
+}
+
+/// Hands one buffer on; returns the chain's bytes with its own.
+fn add(
+    descriptor: Descriptor,
+    bytes: u32,
+    buffer: &mut impl FnMut(Direction, u64, usize) -> Result<(), Fault>,
+) -> Result<u32, Fault> {
+    let written = if descriptor.flags & WRITE == 0 { Direction::FromDriver } else { Direction::ToDriver };
+    let bytes = bytes.checked_add(descriptor.len).ok_or(Fault::Bytes)?;
+    buffer(written, descriptor.address, descriptor.len as usize)?;
+    Ok(bytes)
 }

@@ -232,7 +232,7 @@ fn another_device_goes_on_where_one_died() {
     assert_eq!(driver.take_used().len(), 2);
     drop(dead);
     // The front-end knows from the used index alone where to go on.
-    let parts = super::Parts { next: 2, ..driver.parts() };
+    let parts = super::Parts { next: Some(2), ..driver.parts() };
     let mut queue = SplitQueue::new(driver.memory.clone(), &parts).unwrap();
     for length in 3..=6 {
         let (chain, _) = take(&mut queue, Direction::FromDriver).unwrap().unwrap();

@@ -20,6 +20,7 @@ use crate::frame::tcp::{self, SegmentHead, Seq};
 use crate::frame::view::IpHead;
 use crate::host::engine::{Engine, Event, Interest, Token};
 use crate::host::errors::{Answer, IcmpReport, SocketError};
+use crate::host::tcp::Accepted;
 use crate::host::{ConnectPlan, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
@@ -359,15 +360,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         for _ in 0..ACCEPTED_AT_ONCE {
             match self.sockets.accept(fd) {
                 Ok(Some(mut accepted)) => {
+                    if let Some(number) = self.link.stand_in() {
+                        let Accepted { socket, peer } = accepted;
+                        self.mail(number, ToWorker::Client { publication, socket, peer });
+                        continue;
+                    }
                     if accepted.peer.address.is_loopback() {
                         match self.join_client(publication, accepted.socket) {
                             Some(client) => accepted.socket = client,
                             None => continue,
                         }
                     }
-                    if let Err(reason) = self.open_inbound(publication, accepted.socket, accepted.peer, now) {
-                        self.drop_frame(reason);
-                    }
+                    self.admit_client(publication, accepted.socket, accepted.peer, now);
                 }
                 Ok(None) => return,
                 Err(_) => {
@@ -381,6 +385,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         // There may be more, and no event will say so.
         self.waiting_listeners.push(index);
+    }
+
+    /// Opens a connection to the guest for a client that was accepted.
+    pub(in crate::worker) fn admit_client(
+        &mut self,
+        publication: Publication,
+        socket: S::Socket,
+        peer: Endpoint,
+        now: Now,
+    ) {
+        if let Err(reason) = self.open_inbound(publication, socket, peer, now) {
+            self.drop_frame(reason);
+        }
     }
 
     /// Asks the guest whether it listens at a published port: a SYN from the gateway. Does nothing while it is being

@@ -1,0 +1,225 @@
+//! A front-end of another make, the one of the rust-vmm project, with a driver of the test's own.
+
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::rig::cell::Cell;
+use crate::rig::directory::Directory;
+use crate::rig::hythe::Hythe;
+use crate::rig::site::Site;
+use crate::rig::wait::{wait_for, wait_until};
+use crate::ring::{BUFFERS, Memory, Ring};
+use crate::world::queues;
+
+/// Features by their bits (virtio 1.3, 5.1.3 and 6; vhost-user).
+const CSUM: u32 = 0;
+pub const MRG_RXBUF: u32 = 15;
+pub const CTRL_VQ: u32 = 17;
+pub const MQ: u32 = 22;
+const PROTOCOL_FEATURES: u32 = 30;
+pub const VERSION_1: u32 = 32;
+/// What is offered with one pair of queues.
+pub const OFFERED: [u32; 17] =
+    [CSUM, 1, 3, 5, 7, 8, 11, 12, MRG_RXBUF, 16, 28, 29, PROTOCOL_FEATURES, VERSION_1, 54, 55, 56];
+
+pub fn bits(features: &[u32]) -> u64 {
+    features.iter().fold(0, |bits, bit| bits | 1 << bit)
+}
+
+/// The queues of the first pair, by their numbers.
+pub const RECEIVE: usize = 0;
+pub const TRANSMIT: usize = 1;
+
+pub const QUEUE: u16 = 64;
+pub const GUEST_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
+
+/// An ARP request (RFC 826) for the gateway, behind a virtio-net header, `number` in the bytes behind it.
+pub fn question(number: u32) -> Vec<u8> {
+    let mut bytes = vec![0; 12];
+    bytes.extend([0xff; 6]);
+    bytes.extend(GUEST_MAC);
+    bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    bytes.extend(GUEST_MAC);
+    bytes.extend([192, 168, 65, 3, 0, 0, 0, 0, 0, 0, 192, 168, 65, 1]);
+    bytes.extend(number.to_be_bytes());
+    bytes
+}
+
+/// A queue of the driver's.
+pub struct Queue {
+    pub ring: Ring,
+    pub kick: EventFd,
+    pub call: EventFd,
+}
+
+/// A front-end, and the driver behind it.
+pub struct Machine {
+    pub frontend: Frontend,
+    pub memory: Memory,
+    /// By their numbers.
+    pub queues: Vec<Queue>,
+}
+
+impl Machine {
+    /// One with so many queues, of which nothing was said yet.
+    pub fn new(connection: &Connection, queues: u64) -> Self {
+        let memory = Memory::new();
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let queue = |number| Queue { ring: Ring::new(&memory, number, QUEUE), kick: event(), call: event() };
+        let queues = (0..queues).map(queue).collect();
+        Self { frontend: connection.connect(), memory, queues }
+    }
+
+    /// All that a front-end says before frames go to and fro.
+    pub fn attach(&mut self) {
+        self.negotiate(&OFFERED);
+        self.frontend.set_mem_table(&[self.memory.region()]).unwrap();
+        self.start([0, 0]);
+    }
+
+    pub fn negotiate(&mut self, expected: &[u32]) {
+        let frontend = &mut self.frontend;
+        frontend.set_owner().unwrap();
+        let offered = frontend.get_features().unwrap();
+        assert_eq!(offered, bits(expected), "{offered:#x}");
+        let protocol = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(protocol).unwrap();
+        // Each message is answered once it is done.
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        frontend.set_features(offered).unwrap();
+    }
+
+    /// Starts a queue, to go on from an entry of its available ring. It is not enabled yet.
+    pub fn set_up(&mut self, index: usize, next: u16) {
+        let Self { frontend, queues, .. } = self;
+        let Queue { ring, kick, call } = &queues[index];
+        let [descriptors, available, used] = ring.addresses();
+        let data = VringConfigData {
+            queue_max_size: QUEUE,
+            queue_size: QUEUE,
+            flags: 0,
+            desc_table_addr: descriptors,
+            used_ring_addr: used,
+            avail_ring_addr: available,
+            log_addr: None,
+        };
+        frontend.set_vring_num(index, QUEUE).unwrap();
+        frontend.set_vring_base(index, next).unwrap();
+        frontend.set_vring_addr(index, &data).unwrap();
+        frontend.set_vring_call(index, call).unwrap();
+        frontend.set_vring_kick(index, kick).unwrap();
+    }
+
+    /// Starts the queues of the first pair.
+    pub fn start(&mut self, next: [u16; 2]) {
+        for (index, next) in next.into_iter().enumerate() {
+            self.set_up(index, next);
+            self.frontend.set_vring_enable(index, true).unwrap();
+        }
+    }
+
+    /// Puts an ARP request into a transmit queue, in a buffer of the guest's.
+    pub fn ask_on(&mut self, queue: usize, number: u32, at: u64) {
+        self.memory.write(at, &question(number));
+        self.queues[queue].ring.offer(&self.memory, at, question(number).len() as u32, false);
+    }
+
+    pub fn ask(&mut self, number: u32, at: u64) {
+        self.ask_on(TRANSMIT, number, at);
+    }
+
+    /// Offers so many buffers for answers.
+    pub fn offer_on(&mut self, queue: usize, count: u64) {
+        for _ in 0..count {
+            self.queues[queue].ring.offer(&self.memory, BUFFERS + 0x1_0000, 1526, true);
+        }
+    }
+
+    pub fn offer(&mut self, count: u64) {
+        self.offer_on(RECEIVE, count);
+    }
+
+    pub fn kick(&self) {
+        self.queues.iter().for_each(|queue| queue.kick.write(1).unwrap());
+    }
+
+    /// How many chains of a queue have come back in all.
+    pub fn back(&mut self, queue: usize) -> usize {
+        let ring = &mut self.queues[queue].ring;
+        ring.look(&self.memory);
+        ring.back.len()
+    }
+
+    /// Waits until so many chains have come back in all: answers, and questions.
+    pub fn expect_back(&mut self, answers: usize, questions: usize) {
+        self.expect_back_on([RECEIVE, TRANSMIT], answers, questions);
+    }
+
+    /// The same for a pair of queues.
+    pub fn expect_back_on(&mut self, [receive, transmit]: [usize; 2], answers: usize, questions: usize) {
+        wait_until("the chains to come back", || {
+            self.back(receive) >= answers && self.back(transmit) >= questions
+        });
+        assert_eq!((self.back(receive), self.back(transmit)), (answers, questions));
+    }
+
+    /// Waits until so many questions have come back in all; their answers may have died with a hythe.
+    pub fn expect_questions(&mut self, questions: usize) {
+        wait_until("the questions to come back", || self.back(TRANSMIT) >= questions);
+        assert_eq!(self.back(TRANSMIT), questions);
+        self.back(RECEIVE);
+    }
+
+    /// Every chain that came back did so once, in its turn.
+    pub fn assert_in_order(&mut self) {
+        for index in 0..self.queues.len() {
+            self.back(index);
+            self.queues[index].ring.assert_in_order();
+        }
+    }
+}
+
+/// hythe, and where it listens.
+pub struct Connection {
+    site: Site,
+    pub directory: Directory,
+    pub hythe: Option<Hythe<PathBuf>>,
+}
+
+impl Connection {
+    pub fn new(cell: Cell) -> Self {
+        let mut connection = Self { site: Site::new(), directory: Directory::new(), hythe: None };
+        connection.restart(cell);
+        connection
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("link")
+    }
+
+    pub fn hythe(&self) -> &Hythe<PathBuf> {
+        self.hythe.as_ref().unwrap()
+    }
+
+    /// Starts hythe anew, after killing the one that there is.
+    pub fn restart(&mut self, cell: Cell) {
+        if let Some(hythe) = self.hythe.take() {
+            hythe.signal(Signal::SIGKILL);
+            hythe.end();
+        }
+        let options = format!("--vhost-user {}{}", self.socket().display(), queues(cell));
+        self.hythe = Some(Hythe::of(&self.site.host, cell).serve("vm", &options, self.socket()));
+    }
+
+    pub fn connect(&self) -> Frontend {
+        wait_for("the front-end to be let in", || {
+            assert!(self.hythe().is_running(), "{}", self.hythe().log());
+            Frontend::connect(self.socket(), 16).ok()
+        })
+    }
+}
