@@ -18,8 +18,8 @@ use crate::link::Link;
 use crate::link::socket::Socket;
 use crate::link::vhost_user::Queue;
 use crate::link::vhost_user::pairs::Pairs;
+use crate::monitor::device::{self, Identity};
 use crate::monitor::place::{Doorplate, claim};
-use crate::monitor::session::{self, Identity};
 use crate::monitor::{Wake, Worker, door, sockets};
 use crate::netlink::HostNetwork;
 use crate::node::{Guest, Node, Provisions, Service};
@@ -134,7 +134,7 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
             let (links, controls): (Vec<_>, Vec<_>) = (0..monitor.queues).map(pair).unzip();
             machine.serve(links, move |wakes| {
                 let workers = controls.into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
-                let served = session::Machine { workers: workers.collect(), pairs, identity };
+                let served = device::Machine { workers: workers.collect(), pairs, identity };
                 door.serve(served, || mac.forget());
                 false
             })

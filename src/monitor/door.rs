@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::PAUSE;
-use super::session::{self, Machine};
+use super::device::Machine;
+use super::session;
 
 /// Where front-ends come from.
 pub enum Door {

@@ -6,7 +6,7 @@
 //! On a thread of its own, because a front-end may stop in the middle of a message; it must keep nobody else waiting.
 
 mod config_space;
-mod control_queue;
+pub mod device;
 pub mod door;
 mod inflight;
 pub mod place;

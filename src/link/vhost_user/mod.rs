@@ -12,6 +12,7 @@
 //! The guest's payload is never copied here: from its buffers into `sendmsg`, from `recvmsg` into its buffers. Heads are
 //! copied, so that they are read once; and complete small frames that come in between are ([`to_guest`] says why).
 
+pub mod control_queue;
 mod from_guest;
 pub mod memory;
 pub mod pairs;

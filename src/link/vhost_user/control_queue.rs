@@ -1,17 +1,16 @@
 //! The control queue: what a driver asks of the device as a whole (virtio 1.3, 5.1.6.5).
 //!
 //! Only front-ends that leave it to the device have one here (User-Mode Linux); QEMU answers its guest itself and enables
-//! rings. The one thing that can be asked is how many pairs of queues are used.
+//! rings. The one thing that can be asked is how many pairs of queues are used. The session serves it, not a worker.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::io::Piece;
-use crate::link::vhost_user::Ring;
-use crate::link::vhost_user::memory::GuestMemory;
 use crate::link::virtqueue::{Fault, SplitQueue};
+
+use super::Ring;
+use super::memory::GuestMemory;
 
 /// `VIRTIO_NET_CTRL_MQ`, `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET` (5.1.6.5.5).
 const SET_PAIRS: [u8; 2] = [4, 0];
@@ -28,8 +27,8 @@ const AT_ONCE: usize = 16;
 /// The queue, while it runs.
 pub struct ControlQueue {
     queue: SplitQueue,
-    kick: File,
-    call: Option<File>,
+    kick: OwnedFd,
+    call: Option<OwnedFd>,
     request: Vec<Piece>,
     answer: Vec<Piece>,
 }
@@ -38,7 +37,7 @@ impl ControlQueue {
     /// The queue, or `None` when its ring does not lie in the guest's memory as virtio wants it to.
     pub fn new(memory: &Arc<GuestMemory>, ring: Ring) -> Option<Self> {
         let queue = SplitQueue::new(memory.clone(), &ring.parts)?;
-        let (kick, call) = (ring.kick.into(), ring.call.map(File::from));
+        let Ring { kick, call, .. } = ring;
         Some(Self { queue, kick, call, request: Vec::new(), answer: Vec::new() })
     }
 
@@ -56,7 +55,7 @@ impl ControlQueue {
     /// there may be more. After a fault the queue must not be used any more.
     pub fn serve(&mut self, mut use_pairs: impl FnMut(u16) -> bool) -> Result<bool, Fault> {
         // Only one reads it; nothing in it is no reason not to look.
-        let _ = (&self.kick).read(&mut [0; 8]);
+        let _ = nix::unistd::read(&self.kick, &mut [0; 8]);
         for _ in 0..AT_ONCE {
             self.request.clear();
             self.answer.clear();
@@ -69,10 +68,10 @@ impl ControlQueue {
             self.queue.give_back(chain, written as u32);
             self.queue.publish();
             if self.queue.wants_interrupt()
-                && let Some(mut call) = self.call.as_ref()
+                && let Some(call) = &self.call
             {
                 // A counter that is full says it too.
-                let _ = call.write(&1u64.to_ne_bytes());
+                let _ = nix::unistd::write(call, &1u64.to_ne_bytes());
             }
         }
         Ok(true)
