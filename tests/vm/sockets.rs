@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -424,16 +424,16 @@ fn a_descriptor_that_is_no_connection_is_refused_in_one_line() {
 
 #[test]
 fn a_socket_that_somebody_has_is_refused_and_one_that_nobody_has_replaced() {
+    const OPTIONS: [&str; 2] = ["--stream", "--dgram"];
     let directory = Directory::new();
     let path = directory.path().join("link");
     let shown = path.display();
-    let bind: [(&str, fn(&Path) -> OwnedFd); 2] = [
-        ("--stream", |path| UnixListener::bind(path).unwrap().into()),
-        ("--dgram", |path| UnixDatagram::bind(path).unwrap().into()),
-    ];
-    for (option, bind) in bind {
-        let live = bind(&path);
-        for option in ["--stream", "--dgram"] {
+    for had in OPTIONS {
+        let live: OwnedFd = match had {
+            "--stream" => UnixListener::bind(&path).unwrap().into(),
+            _ => UnixDatagram::bind(&path).unwrap().into(),
+        };
+        for option in OPTIONS {
             let said = refused(&format!("{option} {shown}"));
             assert_eq!(
                 said,
@@ -447,7 +447,7 @@ fn a_socket_that_somebody_has_is_refused_and_one_that_nobody_has_replaced() {
         let before = fs::metadata(&path).unwrap().modified().unwrap();
         let hythe = Hythe::of(&site.host, Cell::new(Engine::IoUring, 1)).serve(
             "vm",
-            &format!("{option} {shown}"),
+            &format!("{had} {shown}"),
             path.clone(),
         );
         wait_until("the socket to be replaced", || {
