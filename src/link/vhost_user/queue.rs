@@ -246,7 +246,7 @@ impl Link for Queue {
     }
 
     fn wants_room(&self) -> bool {
-        self.to_guest.wants_room()
+        self.to_guest.wants_room() || self.ring(RECEIVE).is_none()
     }
 
     fn prepare_sleep(&mut self) -> bool {
