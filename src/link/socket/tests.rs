@@ -334,6 +334,16 @@ fn datagrams_wait_in_order_while_their_socket_is_full() {
 }
 
 #[test]
+fn a_stream_that_cannot_go_on_in_the_middle_of_a_frame_ends() {
+    // It fails otherwise than where nobody reads any more: it has nobody.
+    let own = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let mut bench = Bench::new(SocketType::Stream, own);
+    assert_eq!(bench.fill_all(100).len(), SLOTS);
+    assert_eq!(bench.publish(), SLOTS);
+    bench.expect_end();
+}
+
+#[test]
 fn a_datagram_is_a_frame() {
     let (mut bench, peer) = datagrams();
     let frames: Vec<Vec<u8>> = (0..200).map(|index| bytes(index * 20, index)).collect();
