@@ -434,10 +434,15 @@ fn inode(socket: &impl AsRawFd) -> u64 {
     fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap().ino()
 }
 
-/// Whether anybody has the socket of this thread's network with that inode.
-fn is_open(inode: u64) -> bool {
-    let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
-    sockets.lines().any(|line| line.split_whitespace().nth(6) == Some(&inode.to_string()))
+/// Closes a socket of this thread's network; waits until nobody has it. What other tests start does, for a moment before it
+/// executes something.
+fn expect_closed(socket: impl AsRawFd) {
+    let inode = inode(&socket).to_string();
+    drop(socket);
+    wait_until("a socket to be closed", || {
+        let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
+        !sockets.lines().any(|line| line.split_whitespace().nth(6) == Some(&inode))
+    });
 }
 
 fn expect_good_end(mut child: Child) {
@@ -473,10 +478,7 @@ fn a_connection_that_hythe_was_started_with_is_served_to_its_end() {
         kill(pid, Signal::SIGSTOP).unwrap();
         assert_eq!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)));
         peer.send(&question(MACS[0])).unwrap();
-        let inode = inode(&peer);
-        drop(peer);
-        // What other tests start has it too, for a moment before it executes something.
-        wait_until("the peer to be closed", || !is_open(inode));
+        expect_closed(peer);
         kill(pid, Signal::SIGCONT).unwrap();
         expect_good_end(child);
     }
@@ -533,7 +535,7 @@ fn a_socket_that_somebody_has_is_refused_and_one_that_nobody_has_replaced() {
                 )
             );
         }
-        drop(live);
+        expect_closed(live);
         let site = Site::new();
         let before = fs::metadata(&path).unwrap().modified().unwrap();
         let hythe = Hythe::of(&site.host, Cell::new(Engine::IoUring, 1)).serve(
