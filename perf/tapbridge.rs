@@ -21,7 +21,7 @@ use clap::Parser;
 use hythe::flow::slab::Slot;
 use hythe::host::engine::epoll::Epoll;
 use hythe::host::engine::uring::Uring;
-use hythe::host::engine::{Engine, EngineChoice, EngineKind, Token};
+use hythe::host::engine::{Engine, EngineChoice, EngineKind, Interest, Token};
 use hythe::io::{Buffers, Kind, OperationId, Operations};
 use hythe::link::tap;
 use nix::sched::{CloneFlags, setns};
@@ -82,7 +82,7 @@ fn bridge(mut engine: impl Engine, taps: &[OwnedFd; 2]) -> anyhow::Result<()> {
         if directions.iter().all(|direction| direction.frames.is_empty()) {
             for (number, tap) in taps.iter().enumerate() {
                 let slot = Slot { index: number as u32, generation: 0 };
-                engine.arm(tap.as_raw_fd(), Token { kind: 1, slot })?;
+                engine.arm(tap.as_raw_fd(), Token { kind: 1, slot }, Interest::Readable)?;
             }
             engine.wait(None, &mut events);
             events.clear();

@@ -65,8 +65,8 @@ enum Door {
 
 impl Monitor {
     /// Opens the door; where that makes a socket, its name goes with the plate.
-    fn open(&self) -> anyhow::Result<(Door, Option<Doorplate>)> {
-        let At { vhost_user, stream, dgram, fd } = &self.at;
+    fn open(&self, inherited: Option<sockets::Door>) -> anyhow::Result<(Door, Option<Doorplate>)> {
+        let At { vhost_user, stream, dgram, .. } = &self.at;
         Ok(match (vhost_user, stream, dgram) {
             (Some(path), ..) if self.client => (Door::VhostUser(door::Door::Call(path.clone())), None),
             (Some(path), ..) => {
@@ -82,8 +82,8 @@ impl Monitor {
                 (Door::Sockets(sockets::Door::Datagrams(socket)), Some(plate))
             }
             (None, None, None) => {
-                // clap has seen to it that there is one.
-                (Door::Sockets(sockets::inherit(fd.unwrap_or_default())?), None)
+                let door = inherited.context("clap has seen to it that there is one of these")?;
+                (Door::Sockets(door), None)
             }
         })
     }
@@ -106,13 +106,15 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
             "--interface {name}: a virtual machine names its interfaces itself; it is for hythe run and attach"
         );
     }
+    // First: what hythe opens itself would be taken for a descriptor that it was started with.
+    let inherited = monitor.at.fd.map(sockets::inherit).transpose()?;
     options.workers = Some(queues);
     let mac_is_given = options.mac.is_some();
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
     let config = Config::new(options, &host)?;
     let signals = Signals::take().context("cannot take signals")?;
     let provisions = Provisions::gather(&config)?;
-    let (door, plate) = monitor.open()?;
+    let (door, plate) = monitor.open(inherited)?;
     for note in config.notes.iter().chain(&provisions.notes) {
         tracing::warn!("{note}");
     }

@@ -131,7 +131,8 @@ pub trait Link {
         false
     }
 
-    /// Whether the guest's buffers did not suffice: there is nothing to be sent before it offers more.
+    /// Whether the guest's buffers did not suffice, or nothing is attached: there is nothing to be sent before there is
+    /// room.
     fn wants_room(&self) -> bool {
         false
     }

@@ -53,7 +53,8 @@ pub enum Door {
     Inherited(OwnedFd, SocketType),
 }
 
-/// The door that is a descriptor which hythe was started with.
+/// The door that is a descriptor which hythe was started with. To be called before anything else is opened, which would
+/// be taken for it.
 pub fn inherit(fd: RawFd) -> Result<Door, InheritError> {
     let refused = |problem| InheritError { fd, problem };
     // SAFETY: no memory is passed. What was not open stays so.
@@ -76,6 +77,11 @@ pub fn inherit(fd: RawFd) -> Result<Door, InheritError> {
     };
     if about.peer_addr().is_err() {
         return Err(refused("is a socket that is not connected"));
+    }
+    // The copy is all there is, so that the connection ends with it. The standard ones stay: nothing else may take their
+    // place.
+    if fd > libc::STDERR_FILENO {
+        let _ = nix::unistd::close(fd);
     }
     Ok(Door::Inherited(socket, socket_type))
 }

@@ -98,9 +98,9 @@ impl Engine for ModelEngine {
         }
     }
 
-    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.stage.check(fd >= super::kernel::FIRST_LINK_FD, || {
-            format!("descriptor {fd} is armed, not the link's")
+    fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        self.stage.check(fd >= super::kernel::FIRST_LINK_FD && interest == Interest::Readable, || {
+            format!("descriptor {fd} is armed for {interest:?}, which the link does not ask for")
         });
         self.port.borrow_mut().armed = Some(token);
         Ok(())

@@ -164,8 +164,8 @@ impl<E: Engine> Engine for FaultyEngine<E> {
         self.inner.watch(fd, token, interest)
     }
 
-    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.inner.arm(fd, token)
+    fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        self.inner.arm(fd, token, interest)
     }
 
     fn unwatch(&mut self, fd: RawFd, token: Token) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::host::Sockets;
 use crate::host::engine::{Engine, Interest};
-use crate::link::Link;
+use crate::link::{Link, Ready};
 use crate::observe::counters::Metric;
 use crate::time::Now;
 
@@ -113,15 +113,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             if let Some(armed) = self.armed[which].take_if(|armed| wanted != Some(*armed)) {
                 self.engine.unwatch(armed.fd, token);
             }
-            let done = match wanted {
-                Some(ready) if !ready.or_writable => self.engine.arm(ready.fd, token),
-                // It stays watched for as long as there is no room.
-                Some(ready) if self.armed[which].is_none() => {
-                    self.engine.watch(ready.fd, token, Interest::Both)
-                }
-                _ => Ok(()),
-            };
-            if done.is_err() {
+            let Some(Ready { fd, or_writable }) = wanted else { continue };
+            let interest = if or_writable { Interest::Both } else { Interest::Readable };
+            if self.engine.arm(fd, token, interest).is_err() {
                 return false;
             }
             self.armed[which] = wanted;

@@ -17,7 +17,7 @@ fn expect_carrier(vm: &Vm, carrier: &str) {
 }
 
 /// Nobody has the published port any more: the kernel closes what a ring of a killed process holds when it gets to it.
-fn expect_free_port(site: &Site) {
+pub fn expect_free_port(site: &Site) {
     for family in FAMILIES {
         wait_until("the published port to be free", || site.far.connect((family.host(), PORT)).is_err());
     }

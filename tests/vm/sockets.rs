@@ -3,26 +3,31 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 
 use crate::machine::Machine;
 use crate::names::look_up;
+use crate::reconnection::expect_free_port;
 use crate::rig::bytes::{accept, expect_reset};
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::directory::Directory;
 use crate::rig::hythe::{Hythe, PROGRAM};
+use crate::rig::process::descriptors;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::socket::receive;
-use crate::rig::wait::{PATIENCE, wait_for, wait_until};
+use crate::rig::wait::{PATIENCE, pause, wait_for, wait_until};
 use crate::streams::{carries, expect_published_port};
-use crate::world::{World, boot, expect_service, serve_at};
+use crate::world::{PORT, World, boot, expect_service, serve_at};
 
 const MIB: u64 = 1 << 20;
 
@@ -110,6 +115,37 @@ fn a_machine_over_datagrams_may_be_followed_by_another() {
     another_may_come(Machine::QemuOverDatagrams);
 }
 
+/// hythe is killed; the next one serves at the same socket, whose name it has left.
+fn another_hythe_may_come(machine: Machine, survives: bool) {
+    let mut world = World::new(machine, Cell::new(Engine::IoUring, 1));
+    for engine in ENGINES {
+        let socket = world.hythe.guest.clone();
+        world.hythe.signal(Signal::SIGKILL);
+        world.hythe.end();
+        expect_free_port(&world.site);
+        assert!(socket.exists());
+        world.hythe = serve_at(&world.site, Cell::new(engine, 1), machine.door(), &socket);
+        if !survives {
+            world.vm.kill();
+            world.vm = boot(machine, &socket);
+        }
+        expect_service(&world.vm, &world.site);
+    }
+    world.hythe.signal(Signal::SIGTERM);
+    world.hythe.end().assert_clean(0);
+}
+
+#[test]
+fn a_hythe_that_was_killed_may_be_followed_by_another_which_waits_for_a_machine_over_a_stream() {
+    // QEMU calls once (`reconnect` came with version 8).
+    another_hythe_may_come(Machine::QemuOverStream, false);
+}
+
+#[test]
+fn a_machine_over_datagrams_outlives_a_hythe_that_was_killed() {
+    another_hythe_may_come(Machine::QemuOverDatagrams, true);
+}
+
 /// An ARP request (RFC 826) for the gateway.
 fn question(mac: [u8; 6]) -> Vec<u8> {
     let mut bytes = vec![0xff; 6];
@@ -195,14 +231,14 @@ impl Peer for Sender {
 struct Alone {
     hythe: Hythe<PathBuf>,
     directory: Directory,
-    _site: Site,
+    site: Site,
 }
 
 impl Alone {
     fn new(engine: Engine, option: &str) -> Self {
         let (site, directory) = (Site::new(), Directory::new());
         let hythe = serve_at(&site, Cell::new(engine, 1), option, &directory.path().join("link"));
-        Self { hythe, directory, _site: site }
+        Self { hythe, directory, site }
     }
 
     fn connect(&self) -> UnixStream {
@@ -234,6 +270,17 @@ impl Alone {
         self.hythe.end().assert_clean(0);
         assert!(!self.directory.names().contains(&"link".to_string()), "the socket's name is left");
     }
+}
+
+/// There is nothing that hythe can do, and it comes to rest.
+fn expect_rest(hythe: &Hythe<PathBuf>) {
+    let passes = || hythe.counters().get("passes");
+    wait_until("hythe to rest", || {
+        let before = passes();
+        pause(Duration::from_secs(1));
+        // A report takes a few.
+        passes() - before < 50
+    });
 }
 
 /// hythe closes the connection. What the router says of its own accord may come before.
@@ -294,6 +341,7 @@ fn a_peer_that_does_not_read_gets_whole_frames_once_it_does() {
             client.send(&question(MACS[0])).unwrap();
         }
         wait_until("answers to have no room", || alone.hythe.counters().get("dropped_link_full") > 100);
+        expect_rest(&alone.hythe);
         for _ in 0..100 {
             client.answer(MACS[0]).unwrap();
         }
@@ -311,11 +359,30 @@ fn a_sender_of_datagrams_that_does_not_read_gets_answers_once_it_does() {
             sender.send(&question(MACS[0])).unwrap();
         }
         wait_until("answers to have no room", || alone.hythe.counters().get("dropped_link_full") > 100);
+        expect_rest(&alone.hythe);
         // The queue of a socket is shorter than what waits in the link.
         for _ in 0..60 {
             sender.answer(MACS[0]).unwrap();
         }
         sender.ask(MACS[0]).unwrap();
+        alone.finish();
+    }
+}
+
+#[test]
+fn datagrams_for_a_machine_that_is_not_there_cost_nothing() {
+    for (engine, door) in ENGINES
+        .into_iter()
+        .flat_map(|engine| ["--vhost-user", "--stream", "--dgram"].map(|door| (engine, door)))
+    {
+        let alone = Alone::new(engine, door);
+        let listens = || alone.site.host.command(&["ss", "-unlH"]).matches(&format!(":{PORT} ")).count();
+        wait_until("the port to be published", || listens() == FAMILIES.len());
+        for family in FAMILIES {
+            let far = alone.site.far.udp(family.far(), 7000);
+            far.send_to(b"anybody there?", (family.host(), PORT)).unwrap();
+        }
+        expect_rest(&alone.hythe);
         alone.finish();
     }
 }
@@ -357,8 +424,25 @@ fn a_datagram_from_a_socket_without_a_name_is_left_unanswered() {
 fn inherit(engine: Engine, fd: u32, own: impl Into<OwnedFd>) -> Child {
     let options = format!("vm --engine {} --fd {fd}", Cell::new(engine, 1).engine_name());
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("exec {PROGRAM} {options} {fd}<&0")]);
+    let stdin = if fd == 0 { "" } else { "0</dev/null" };
+    command.args(["-c", &format!("exec {PROGRAM} {options} {fd}<&0 {stdin}")]);
     command.stdin(Stdio::from(own.into())).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The inode of a socket.
+fn inode(socket: &impl AsRawFd) -> u64 {
+    fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap().ino()
+}
+
+/// Closes a socket of this thread's network; waits until nobody has it. What other tests start does, for a moment before it
+/// executes something.
+fn expect_closed(socket: impl AsRawFd) {
+    let inode = inode(&socket).to_string();
+    drop(socket);
+    wait_until("a socket to be closed", || {
+        let sockets = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
+        !sockets.lines().any(|line| line.split_whitespace().nth(6) == Some(&inode))
+    });
 }
 
 fn expect_good_end(mut child: Child) {
@@ -372,8 +456,11 @@ fn expect_good_end(mut child: Child) {
 fn a_connection_that_hythe_was_started_with_is_served_to_its_end() {
     for engine in ENGINES {
         let (own, peer) = UnixStream::pair().unwrap();
+        let name = format!("socket:[{}]", inode(&own));
         let child = inherit(engine, 7, own);
         peer.ask(MACS[0]).unwrap();
+        let has = descriptors(child.id() as i32);
+        assert_eq!(has.iter().filter(|has| **has == name).count(), 1, "{has:?}");
         drop(peer);
         expect_good_end(child);
 
@@ -387,10 +474,12 @@ fn a_connection_that_hythe_was_started_with_is_served_to_its_end() {
         let child = inherit(engine, 3, own);
         peer.ask(MACS[0]).unwrap();
         // Its end shows when the answer cannot be sent.
-        kill(Pid::from_raw(child.id() as i32), Signal::SIGSTOP).unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        assert_eq!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)));
         peer.send(&question(MACS[0])).unwrap();
-        drop(peer);
-        kill(Pid::from_raw(child.id() as i32), Signal::SIGCONT).unwrap();
+        expect_closed(peer);
+        kill(pid, Signal::SIGCONT).unwrap();
         expect_good_end(child);
     }
 }
@@ -408,6 +497,10 @@ fn refused(words: &str) -> String {
 fn a_descriptor_that_is_no_connection_is_refused_in_one_line() {
     assert_eq!(refused("--fd 99"), "hythe: --fd 99: is not open; whoever starts hythe has to leave it open");
     assert_eq!(refused("--fd 1"), "hythe: --fd 1: is not a socket");
+    // Nor is it taken for one of hythe's own.
+    let output = Command::new(PROGRAM).args(["vm", "--fd", "3"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "hythe: --fd 3: is not open; whoever starts hythe has to leave it open\n");
     let said = |own: OwnedFd| {
         let child = inherit(Engine::IoUring, 9, own);
         let output = child.wait_with_output().unwrap();
@@ -424,16 +517,16 @@ fn a_descriptor_that_is_no_connection_is_refused_in_one_line() {
 
 #[test]
 fn a_socket_that_somebody_has_is_refused_and_one_that_nobody_has_replaced() {
+    const OPTIONS: [&str; 2] = ["--stream", "--dgram"];
     let directory = Directory::new();
     let path = directory.path().join("link");
     let shown = path.display();
-    let bind: [(&str, fn(&Path) -> OwnedFd); 2] = [
-        ("--stream", |path| UnixListener::bind(path).unwrap().into()),
-        ("--dgram", |path| UnixDatagram::bind(path).unwrap().into()),
-    ];
-    for (option, bind) in bind {
-        let live = bind(&path);
-        for option in ["--stream", "--dgram"] {
+    for had in OPTIONS {
+        let live: OwnedFd = match had {
+            "--stream" => UnixListener::bind(&path).unwrap().into(),
+            _ => UnixDatagram::bind(&path).unwrap().into(),
+        };
+        for option in OPTIONS {
             let said = refused(&format!("{option} {shown}"));
             assert_eq!(
                 said,
@@ -442,12 +535,12 @@ fn a_socket_that_somebody_has_is_refused_and_one_that_nobody_has_replaced() {
                 )
             );
         }
-        drop(live);
+        expect_closed(live);
         let site = Site::new();
         let before = fs::metadata(&path).unwrap().modified().unwrap();
         let hythe = Hythe::of(&site.host, Cell::new(Engine::IoUring, 1)).serve(
             "vm",
-            &format!("{option} {shown}"),
+            &format!("{had} {shown}"),
             path.clone(),
         );
         wait_until("the socket to be replaced", || {

@@ -60,13 +60,11 @@ impl Engine for Epoll {
         self.poll.registry().register(&mut SourceFd(&fd), mio::Token(token.pack() as usize), interest)
     }
 
-    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+    fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
         if self.armed.contains(&(fd, token)) {
             return Ok(());
         }
-        self.counts.system_calls += 1;
-        let token_word = mio::Token(token.pack() as usize);
-        self.poll.registry().register(&mut SourceFd(&fd), token_word, mio::Interest::READABLE)?;
+        self.watch(fd, token, interest)?;
         self.armed.push((fd, token));
         Ok(())
     }

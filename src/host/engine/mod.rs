@@ -83,9 +83,10 @@ pub trait Engine {
     /// Reports readiness of `fd` from now on, edge-triggered.
     fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()>;
 
-    /// Reports once when `fd` has something to read, also if it has already. For a link that was found empty: while
-    /// a worker is busy its link costs no wake-ups.
-    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()>;
+    /// Reports once when `fd` is ready, also if it is already. For a link that was found empty, or full: while a worker is
+    /// busy its link costs no wake-ups, nor does a send wake it that failed before. To arm it for something else it has
+    /// to be unwatched first.
+    fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()>;
 
     /// Ends the reports. Must come before the descriptor is closed.
     fn unwatch(&mut self, fd: RawFd, token: Token);
@@ -267,7 +268,7 @@ mod tests {
                 let fd = watched.as_raw_fd();
                 let mut events = Vec::new();
                 if once {
-                    engine.arm(fd, token(1)).unwrap();
+                    engine.arm(fd, token(1), Interest::Readable).unwrap();
                 } else {
                     engine.watch(fd, token(1), Interest::Both).unwrap();
                 }
@@ -318,7 +319,7 @@ mod tests {
             let mut events = Vec::new();
             for _ in 0..3 {
                 a.write_all(b"x").unwrap();
-                engine.arm(b.as_raw_fd(), token(9)).unwrap();
+                engine.arm(b.as_raw_fd(), token(9), Interest::Readable).unwrap();
                 engine.wait(Some(Duration::from_secs(5)), &mut events);
                 assert!(events.iter().any(|event| event.token == token(9) && event.readable));
                 events.clear();
@@ -327,6 +328,41 @@ mod tests {
                 operations.push(b.as_raw_fd(), Kind::Receive, [buffers.piece(0)]);
                 engine.run(&mut operations);
             }
+        });
+    }
+
+    #[test]
+    fn a_send_that_failed_is_not_taken_for_room_that_came() {
+        each(|engine| {
+            // A socket of the peer's that is connected to nobody, so that its queue is what gets full.
+            let peer = std::os::unix::net::UnixDatagram::unbound().unwrap();
+            // The kernel chooses a name for it.
+            socket2::SockRef::from(&peer).bind(&socket2::SockAddr::unix("").unwrap()).unwrap();
+            let own = std::os::unix::net::UnixDatagram::unbound().unwrap();
+            own.connect_addr(&peer.local_addr().unwrap()).unwrap();
+            let buffers = crate::io::Buffers::new(1, 100);
+            let mut operations = Operations::default();
+            let mut events = Vec::new();
+            let mut send = |engine: &mut dyn Engine| {
+                operations.clear();
+                let id = operations.push(own.as_raw_fd(), Kind::SendEach, [buffers.piece(0)]);
+                engine.run(&mut operations);
+                operations.result(id).is_ok()
+            };
+            while send(engine) {}
+            // As a worker goes on: it tries, sleeps, and tries again when it was woken.
+            let mut tried = 0;
+            while events.drain(..).next().is_some() || tried == 0 {
+                assert!(!send(engine));
+                tried += 1;
+                assert!(tried < 4, "its own tries wake it");
+                engine.arm(own.as_raw_fd(), token(9), Interest::Both).unwrap();
+                engine.wait(Some(Duration::from_millis(50)), &mut events);
+            }
+            peer.recv(&mut [0; 100]).unwrap();
+            engine.wait(Some(Duration::from_secs(5)), &mut events);
+            assert!(events.iter().any(|event| event.token == token(9) && event.writable));
+            assert!(send(engine));
         });
     }
 

@@ -328,9 +328,9 @@ impl Engine for Uring {
         Ok(())
     }
 
-    fn arm(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+    fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
         if !self.polls.has(token) {
-            let poll = Poll { token, fd, interest: Interest::Readable, once: true };
+            let poll = Poll { token, fd, interest, once: true };
             let id = self.polls.add(poll);
             self.add_poll(id, poll);
         }

@@ -7,6 +7,7 @@
 //! A frame is handed out where it was read. What is left of a frame that has not come whole moves to the buffer's start
 //! before the next read, so that there is always room for a long one.
 
+use std::io;
 use std::os::fd::RawFd;
 
 use crate::frame::drop_reason::DropReason;
@@ -157,13 +158,16 @@ impl Framing for Stream {
                 }
                 State::Open
             }
-            Some(Err(error)) if State::after(&error) == State::Blocked => State::Blocked,
-            Some(Err(_)) => {
+            Some(Err(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
                 // Nobody reads any more. What was said before is read to its end, which is when the connection has ended.
                 self.sent = 0;
                 staged.lose_all();
                 State::Open
             }
+            // Of a frame that went out in part, the rest can be sent later (the socket has no room) or never.
+            Some(Err(error)) => State::after(&error),
         }
     }
 

@@ -157,7 +157,7 @@ impl Bench {
         self.publish();
         let mut ended = [PollFd::new(self.control.ended(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut ended, PollTimeout::ZERO), Ok(1));
-        assert!(!self.link.has_unpublished() && !self.link.wants_room());
+        assert!(!self.link.has_unpublished() && self.link.wants_room(), "nothing is to be sent any more");
         assert_eq!(self.link.ready_fds(), [None, None]);
         assert!(self.link.reserve(0).is_none() && !self.link.may_reserve_ahead());
         assert_eq!(self.receive(), []);
@@ -331,6 +331,16 @@ fn datagrams_wait_in_order_while_their_socket_is_full() {
         assert!(got == frames, "{} frames came of {}, or others", got.len(), frames.len());
         bench.expect_open();
     }
+}
+
+#[test]
+fn a_stream_that_cannot_go_on_in_the_middle_of_a_frame_ends() {
+    // It fails otherwise than where nobody reads any more: it has nobody.
+    let own = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let mut bench = Bench::new(SocketType::Stream, own);
+    assert_eq!(bench.fill_all(100).len(), SLOTS);
+    assert_eq!(bench.publish(), SLOTS);
+    bench.expect_end();
 }
 
 #[test]

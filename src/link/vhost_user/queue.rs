@@ -171,6 +171,11 @@ impl Queue {
         if self.rings[RECEIVE].is_some() { None } else { self.pairs.stand_in(self.number) }
     }
 
+    /// Whether there is a way to the guest.
+    fn has_way(&self) -> bool {
+        self.ring(RECEIVE).is_some() || self.detour().is_some()
+    }
+
     fn fail(&mut self, which: usize, fault: Fault) {
         if let Some(ring) = &mut self.rings[which] {
             ring.fail();
@@ -259,7 +264,7 @@ impl Link for Queue {
     }
 
     fn wants_room(&self) -> bool {
-        self.to_guest.wants_room()
+        self.to_guest.wants_room() || !self.has_way()
     }
 
     fn prepare_sleep(&mut self) -> bool {
@@ -330,14 +335,11 @@ impl Link for Queue {
     }
 
     fn reserve(&mut self, payload_len: usize) -> Option<Space> {
-        if self.detour().is_none() {
-            self.ring(RECEIVE)?;
-        }
-        self.to_guest.reserve(payload_len)
+        if self.has_way() { self.to_guest.reserve(payload_len) } else { None }
     }
 
     fn may_reserve_ahead(&self) -> bool {
-        (self.detour().is_some() || self.ring(RECEIVE).is_some()) && self.to_guest.may_reserve_ahead()
+        self.has_way() && self.to_guest.may_reserve_ahead()
     }
 
     fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {

@@ -335,7 +335,7 @@ fn a_wrong_driver_loses_its_queue_and_nothing_else() {
     bench.fill(complete, 54, b"lost");
     bench.publish();
     assert!(bench.link.take_fault().unwrap().contains("receive queue"));
-    assert!(bench.link.reserve(0).is_none());
+    assert!(bench.link.reserve(0).is_none() && bench.link.wants_room(), "nothing is to be sent any more");
     assert!(bench.link.prepare_sleep());
 }
 
@@ -351,7 +351,7 @@ fn a_pair_that_is_detached_tells_where_to_go_on() {
     let next = bench.command(|control| control.detach(|| ()).unwrap());
     assert_eq!(next, [Some(1), Some(1)], "one chain of each was used");
     assert_eq!(bench.frames(), [(frame(66, b"last words"), 1)]);
-    assert!(bench.link.reserve(0).is_none());
+    assert!(bench.link.reserve(0).is_none() && bench.link.wants_room(), "nothing is to be sent any more");
     assert_eq!(bench.link.end_receive(&Operations::default()).frames, 0);
     assert_eq!(bench.link.ready_fds(), [None, None]);
     assert!(bench.calls[0].write(&[0]).is_err(), "its descriptors are closed");
