@@ -134,6 +134,11 @@ impl Counters {
         self.metrics[metric as usize].store(value, Ordering::Relaxed);
     }
 
+    /// How much a metric has come to.
+    pub fn get(&self, metric: Metric) -> u64 {
+        self.metrics[metric as usize].load(Ordering::Relaxed)
+    }
+
     /// How often something was dropped for a reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize].load(Ordering::Relaxed)

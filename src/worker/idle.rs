@@ -15,13 +15,19 @@ use super::Worker;
 /// A wake-up out of the kernel costs several microseconds, so a worker that will have work again within that time does
 /// better to look. Whether it will is judged by how often looking has paid lately; when it does not pay, looking is
 /// tried only now and then. A look that took much longer than its limit was interrupted: somebody else needs the
-/// processor, and looking stops at once.
+/// processor, and looking stops at once. After many bytes there is no look: their wake-up is a small part of what they
+/// cost, and a guest or a peer that is busy with them needs the processor more.
 pub struct Spinner {
     limit: Duration,
     /// How well it has paid: up when work came in time, down when it did not.
     credit: u8,
     skipped: u8,
+    /// Bytes that had passed at the last idle moment.
+    bytes: u64,
 }
+
+/// As many bytes between two idle moments are bulk.
+const BULK: u64 = 32 << 10;
 
 const CREDIT_MAX: u8 = 16;
 /// Without credit, one idle moment in so many is a trial.
@@ -30,11 +36,13 @@ const TRIAL_EVERY: u8 = 64;
 impl Spinner {
     /// Looks for at most `limit`; zero means never.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, credit: 0, skipped: 0 }
+        Self { limit, credit: 0, skipped: 0, bytes: 0 }
     }
 
-    fn wants_to_look(&mut self) -> bool {
-        if self.limit.is_zero() {
+    /// Whether to look, after so many `bytes` have passed in all.
+    fn wants_to_look(&mut self, bytes: u64) -> bool {
+        let passed = bytes - std::mem::replace(&mut self.bytes, bytes);
+        if self.limit.is_zero() || passed >= BULK {
             return false;
         }
         if self.credit > 0 {
@@ -141,7 +149,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Looks for work for a moment, if that is likely to pay; returns whether there is some.
     fn look(&mut self) -> bool {
-        if !self.spinner.wants_to_look() {
+        let bytes = [Metric::BytesIn, Metric::BytesOut].map(|metric| self.counters.get(metric));
+        if !self.spinner.wants_to_look(bytes.iter().sum()) {
             return false;
         }
         let start = Now::read();
@@ -169,7 +178,7 @@ mod tests {
     /// How many of so many idle moments are spent looking, when each look ends as told.
     fn looks(spinner: &mut Spinner, moments: u32, found: bool, took: Duration) -> u32 {
         let look = |spinner: &mut Spinner| {
-            let wants = spinner.wants_to_look();
+            let wants = spinner.wants_to_look(0);
             if wants {
                 spinner.looked(found, took);
             }
@@ -191,6 +200,15 @@ mod tests {
         let mut spinner = Spinner::new(LIMIT);
         looks(&mut spinner, 200, true, LIMIT / 2);
         assert_eq!(looks(&mut spinner, 60, true, LIMIT * 5), 1);
+    }
+
+    #[test]
+    fn nobody_looks_for_more_after_many_bytes() {
+        let mut spinner = Spinner::new(LIMIT);
+        looks(&mut spinner, 200, true, LIMIT / 2);
+        assert!(!spinner.wants_to_look(BULK));
+        assert!(spinner.wants_to_look(2 * BULK - 1));
+        assert!(!spinner.wants_to_look(4 * BULK));
     }
 
     #[test]
