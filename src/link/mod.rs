@@ -91,6 +91,17 @@ impl Ready {
     }
 }
 
+/// What has passed over virtqueues, as far as a link has any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VirtqueueCounts {
+    /// Chains of buffers given back to the driver.
+    pub chains: u64,
+    /// Kicks of the driver's.
+    pub kicks: u64,
+    /// Interrupts of the driver.
+    pub interrupts: u64,
+}
+
 /// The head of a frame to the guest, and what is said about the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct InboundHead<'h> {
@@ -196,6 +207,11 @@ pub trait Link {
 
     /// Takes in what those operations gave; returns how many frames the guest did not take.
     fn end_publish(&mut self, operations: &Operations) -> usize;
+
+    /// What has passed so far.
+    fn counts(&self) -> VirtqueueCounts {
+        VirtqueueCounts::default()
+    }
 
     /// A queue that has failed, because its driver broke the rules, and was not told yet: what to tell the user.
     fn take_fault(&mut self) -> Option<String> {

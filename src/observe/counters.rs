@@ -95,6 +95,12 @@ metrics! {
     SystemCalls => "system_calls",
     /// Operations carried out by the engine.
     Operations => "operations",
+    /// Chains of buffers given back to the driver of a virtual machine's queues.
+    VirtqueueChains => "virtqueue_chains",
+    /// Kicks that the driver gave.
+    VirtqueueKicks => "virtqueue_kicks",
+    /// Interrupts that the driver was given.
+    VirtqueueInterrupts => "virtqueue_interrupts",
 }
 
 /// One worker's counters.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::host::Sockets;
 use crate::host::engine::{Engine, Interest};
-use crate::link::{Link, Ready};
+use crate::link::{Link, Ready, VirtqueueCounts};
 use crate::observe::counters::Metric;
 use crate::time::Now;
 
@@ -145,6 +145,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let counts = self.engine.counts();
         self.counters.set(Metric::SystemCalls, counts.system_calls);
         self.counters.set(Metric::Operations, counts.operations);
+        let VirtqueueCounts { chains, kicks, interrupts } = self.link.counts();
+        self.counters.set(Metric::VirtqueueChains, chains);
+        self.counters.set(Metric::VirtqueueKicks, kicks);
+        self.counters.set(Metric::VirtqueueInterrupts, interrupts);
     }
 
     /// Looks for work for a moment, if that is likely to pay; returns whether there is some.

@@ -42,6 +42,11 @@ with_every_guest! {
         let bytes = if world.machine == Machine::UserModeLinux { 1024 * MIB } else { 64 * MIB };
         carries(&world, Family::V4, bytes);
         carries(&world, Family::V6, 64 * MIB);
+        let counters = world.hythe.counters();
+        let [chains, kicks, interrupts] =
+            ["chains", "kicks", "interrupts"].map(|name| counters.get(&format!("virtqueue_{name}")));
+        // Both sides speak of many buffers at once; far more than these are usual.
+        assert!(chains >= 4 * kicks && chains >= 3 * interrupts, "{counters:?}");
         world.finish();
     }
 }

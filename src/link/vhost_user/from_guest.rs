@@ -73,13 +73,13 @@ impl FromGuest {
         part_of(pieces, HEADER_LEN + from, len, take);
     }
 
-    /// Gives all chains of the batch back.
-    pub fn release(&mut self, queue: &mut SplitQueue) {
+    /// Gives all chains of the batch back; how many those were.
+    pub fn release(&mut self, queue: &mut SplitQueue) -> u16 {
         for frame in self.frames.drain(..) {
             queue.give_back(frame.chain, 0);
         }
         self.pieces.clear();
-        queue.publish();
+        queue.publish()
     }
 
     /// Forgets the batch: its queue has failed or is gone.

@@ -8,6 +8,7 @@ use crate::link::commands::{self, Commander, Commands, Ended};
 use crate::link::virtqueue::{self, Fault, SplitQueue};
 use crate::link::{
     Ahead, Capabilities, InboundHead, Link, News, OutboundFrame, READY_FDS, Ready, Received, Space,
+    VirtqueueCounts,
 };
 
 use super::from_guest::FromGuest;
@@ -132,6 +133,7 @@ pub struct Queue {
     rings: [Option<Active>; 2],
     from_guest: FromGuest,
     to_guest: ToGuest,
+    counts: VirtqueueCounts,
     /// What is written to an eventfd (a one), and what is read from one.
     words: Buffers,
 }
@@ -156,6 +158,7 @@ impl Queue {
             rings: [None, None],
             from_guest: FromGuest::default(),
             to_guest: ToGuest::new(),
+            counts: VirtqueueCounts::default(),
             words,
         };
         (queue, Control(commander))
@@ -254,6 +257,7 @@ impl Link for Queue {
     fn woken(&mut self, which: usize) {
         if let Some(ring) = &mut self.rings[which] {
             ring.woken = true;
+            self.counts.kicks += 1;
             ring.queue.refuse_notifications();
         }
     }
@@ -321,10 +325,8 @@ impl Link for Queue {
     }
 
     fn release(&mut self) {
-        self.with(TRANSMIT, |from_guest, _, queue| {
-            from_guest.release(queue);
-            Ok(())
-        });
+        let back = self.with(TRANSMIT, |from_guest, _, queue| Ok(from_guest.release(queue)));
+        self.counts.chains += u64::from(back.unwrap_or(0));
     }
 
     fn has_unpublished(&self) -> bool {
@@ -374,11 +376,11 @@ impl Link for Queue {
         if self.to_guest.wants_room() && self.ring(RECEIVE).is_some_and(|ring| ring.queue.has_more()) {
             self.to_guest.look_again();
         }
-        self.with(RECEIVE, |_, to_guest, queue| {
+        let back = self.with(RECEIVE, |_, to_guest, queue| {
             to_guest.place(queue)?;
-            queue.publish();
-            Ok(())
+            Ok(queue.publish())
         });
+        self.counts.chains += u64::from(back.unwrap_or(0));
         for which in [TRANSMIT, RECEIVE] {
             let Some(ring) = &mut self.rings[which] else { continue };
             let is_new = std::mem::take(&mut ring.is_new);
@@ -387,6 +389,7 @@ impl Link for Queue {
             let Some(ring) = &self.rings[which] else { continue };
             if let Some(call) = ring.call.as_ref().filter(|_| interrupt) {
                 self.push(operations, call, Kind::Write, ONE);
+                self.counts.interrupts += 1;
             }
             if let Some(told) = ring.error.as_ref().filter(|_| error) {
                 self.push(operations, told, Kind::Write, ONE);
@@ -396,6 +399,10 @@ impl Link for Queue {
 
     fn end_publish(&mut self, _operations: &Operations) -> usize {
         self.to_guest.take_lost()
+    }
+
+    fn counts(&self) -> VirtqueueCounts {
+        self.counts
     }
 
     fn take_fault(&mut self) -> Option<String> {

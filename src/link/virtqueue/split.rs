@@ -338,15 +338,15 @@ impl SplitQueue {
         self.taken[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
     }
 
-    /// Shows the driver what was given back. Whether there was anything.
-    pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
-            return false;
+    /// Shows the driver what was given back. How many chains that were.
+    pub fn publish(&mut self) -> u16 {
+        let count = self.next_used.wrapping_sub(self.published);
+        if count != 0 {
+            self.published = self.next_used;
+            // Release: the entries are seen before the index.
+            self.used_index().store(self.published, Ordering::Release);
         }
-        self.published = self.next_used;
-        // Release: the entries are seen before the index.
-        self.used_index().store(self.published, Ordering::Release);
-        true
+        count
     }
 
     /// Whether what was published since the last time is to be told by an interrupt.

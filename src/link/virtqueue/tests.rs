@@ -47,9 +47,9 @@ fn chains_come_and_go_back_in_order() {
         queue.give_back(first, round);
         queue.give_back(second, 0);
         assert_eq!(driver.take_used(), [], "not published yet");
-        assert!(queue.publish());
+        assert_eq!(queue.publish(), 2);
         assert_eq!(driver.take_used(), [(u32::from(heads[0]), round), (u32::from(heads[1]), 0)]);
-        assert!(!queue.publish());
+        assert_eq!(queue.publish(), 0);
     }
 }
 
