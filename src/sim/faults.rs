@@ -59,6 +59,8 @@ pub enum Fault {
     ResetSwallowed,
     /// A frame that another worker owns goes to the wrong one.
     HandedOverLost,
+    /// A frame that the stand-in should carry is gone.
+    DetourLost,
 }
 
 impl Fault {
@@ -79,6 +81,7 @@ impl Fault {
         Self::DiscardedTooMuch,
         Self::ResetSwallowed,
         Self::HandedOverLost,
+        Self::DetourLost,
     ];
 }
 
@@ -414,6 +417,15 @@ impl<L: Link> Link for FaultyLink<L> {
 
     fn end_publish(&mut self, operations: &Operations) -> usize {
         self.inner.end_publish(operations)
+    }
+
+    fn stand_in(&self) -> Option<u8> {
+        self.inner.stand_in()
+    }
+
+    fn take_detoured(&mut self) -> Option<Vec<u8>> {
+        let frame = self.inner.take_detoured();
+        frame.filter(|_| !planted(Fault::DetourLost))
     }
 
     fn is_closed(&self) -> bool {

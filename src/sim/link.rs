@@ -43,6 +43,8 @@ pub struct Port {
     pub room: usize,
     /// The guest offers no room for now.
     pub stalled: bool,
+    /// The guest does not use the queue: the first one stands in for it.
+    pub off: bool,
     /// The worker is to be told of frames.
     pub armed: Option<Token>,
     /// The link is gone.
@@ -94,6 +96,8 @@ pub struct ModelLink {
     inbound: Buffers,
     slots: Vec<Slot>,
     committed: Vec<(usize, Frame)>,
+    /// Frames that were committed while the queue was off.
+    detoured: VecDeque<Frame>,
 }
 
 impl ModelLink {
@@ -113,8 +117,21 @@ impl ModelLink {
         memory.add_arena(&inbound);
         drop(memory);
         let slots = (0..plan.ring).map(|_| Slot::Free).collect();
-        let (batch, committed) = (Vec::new(), Vec::new());
-        Self { fd, stage, plan, capabilities, port, random, outbound, batch, inbound, slots, committed }
+        let (batch, committed, detoured) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self {
+            fd,
+            stage,
+            plan,
+            capabilities,
+            port,
+            random,
+            outbound,
+            batch,
+            inbound,
+            slots,
+            committed,
+            detoured,
+        }
     }
 
     /// Cuts `len` bytes of a slot into pieces with gaps between them, in any order.
@@ -189,6 +206,9 @@ impl ModelLink {
 
 impl Link for ModelLink {
     fn capabilities(&self) -> Capabilities {
+        if self.port.borrow().off {
+            return Capabilities { tcp_segmentation: false, udp_segmentation: false, ..self.capabilities };
+        }
         self.capabilities
     }
 
@@ -256,7 +276,7 @@ impl Link for ModelLink {
     }
 
     fn has_unpublished(&self) -> bool {
-        !self.committed.is_empty()
+        !self.committed.is_empty() || !self.detoured.is_empty()
     }
 
     fn reserve(&mut self, payload_len: usize) -> Option<Space> {
@@ -297,19 +317,26 @@ impl Link for ModelLink {
             part.copy_to(&mut frame.bytes);
         }
         drop(memory);
+        let capabilities = self.capabilities();
         let allowed = match frame.offload.segmentation {
             Segmentation::None => true,
-            Segmentation::Tcp { .. } => self.capabilities.tcp_segmentation,
-            Segmentation::Udp { .. } => self.capabilities.udp_segmentation,
+            Segmentation::Tcp { .. } => capabilities.tcp_segmentation,
+            Segmentation::Udp { .. } => capabilities.udp_segmentation,
         };
         self.stage
             .check(allowed, || format!("{:?} on a link that does not take it", frame.offload.segmentation));
-        self.note_segment(&frame);
-        if frame.offload.checksum_partial && !self.capabilities.tcp_segmentation {
+        if frame.offload.checksum_partial && !capabilities.tcp_segmentation {
             complete::checksum(&mut frame.bytes, head);
             frame.offload.checksum_partial = false;
         }
         self.stage.note_activity();
+        if self.port.borrow().off {
+            self.slots[index] = Slot::Free;
+            self.port.borrow_mut().room += 1;
+            self.detoured.push_back(frame);
+            return;
+        }
+        self.note_segment(&frame);
         self.committed.push((index, frame));
     }
 
@@ -329,8 +356,21 @@ impl Link for ModelLink {
     fn begin_publish(&mut self, _operations: &mut Operations) {}
 
     fn end_publish(&mut self, _operations: &Operations) -> usize {
-        let mut port = self.port.borrow_mut();
         let mut lost = 0;
+        if !self.port.borrow().off {
+            // It was switched on before they had gone.
+            for frame in std::mem::take(&mut self.detoured) {
+                self.note_segment(&frame);
+                let mut port = self.port.borrow_mut();
+                if port.room == 0 {
+                    lost += 1;
+                } else {
+                    port.room -= 1;
+                    port.outbox.push(frame);
+                }
+            }
+        }
+        let mut port = self.port.borrow_mut();
         for (index, frame) in self.committed.drain(..) {
             self.slots[index] = Slot::Free;
             if self.random.chance(self.plan.refused) {
@@ -341,6 +381,14 @@ impl Link for ModelLink {
             }
         }
         lost
+    }
+
+    fn stand_in(&self) -> Option<u8> {
+        self.port.borrow().off.then_some(0)
+    }
+
+    fn take_detoured(&mut self) -> Option<Vec<u8>> {
+        if self.port.borrow().off { self.detoured.pop_front().map(|frame| frame.bytes) } else { None }
     }
 
     fn is_closed(&self) -> bool {

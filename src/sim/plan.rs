@@ -62,6 +62,8 @@ pub struct LinkPlan {
     pub one_ahead: bool,
     /// The guest offers no room for so long, about every so often (nanoseconds).
     pub stalls: Option<(u64, u64)>,
+    /// The guest uses a queue for so long, about, and then for as long not. The first one it always uses.
+    pub switches: Option<u64>,
 }
 
 /// The way between link and guest, both directions alike.
@@ -286,6 +288,7 @@ impl Plan {
                     let every_ns = random.within((5, 100)) * MS;
                     (every_ns, random.spread(30 * MS).min(every_ns / 3))
                 }),
+                switches: None,
             },
             wire: WirePlan {
                 latency_ns: (random.within((1_000, 50_000)), random.within((50_000, 400_000))),
@@ -313,6 +316,7 @@ impl Plan {
         plan.horizon_ns += plan.jump.map_or(0, |(_, by)| by);
         plan.add_connections(&mut random);
         plan.add_datagrams(&mut random);
+        plan.link.switches = random.chance(300_000).then(|| random.within((1, 200)) * MS);
         plan
     }
 

@@ -66,6 +66,8 @@ enum Happening {
     Outcomes,
     /// A queue offers no room to hythe from now on, or does again.
     Stall(usize, bool),
+    /// The guest does not use a queue from now on, or does again.
+    Switch(usize, bool),
     /// Something comes back for a datagram.
     Back(Return),
     /// The slow path asks whether the guest listens for a connection.
@@ -211,6 +213,10 @@ impl World {
                 let at = self.after((0, every_ns));
                 self.agenda.add(at, Happening::Stall(index, true));
             }
+            if let Some(every_ns) = self.plan.link.switches.filter(|_| index > 0) {
+                let at = self.after((0, every_ns));
+                self.agenda.add(at, Happening::Switch(index, true));
+            }
         }
         if let Some((at_ns, by_ns)) = self.plan.jump {
             self.agenda.add(Now(START.0 + at_ns), Happening::Jump(by_ns));
@@ -269,6 +275,7 @@ impl World {
                 self.kernel.borrow_mut().settle_connects(at);
             }
             Happening::Stall(queue, on) => self.stall(queue, on),
+            Happening::Switch(queue, off) => self.switch(queue, off),
             Happening::Back(Return::Datagram(datagram)) => {
                 self.kernel.borrow_mut().datagram_arrives(datagram);
             }
@@ -317,6 +324,17 @@ impl World {
         if on || !self.is_over() {
             let at = self.after(range);
             self.agenda.add(at, Happening::Stall(queue, !on));
+        }
+    }
+
+    fn switch(&mut self, queue: usize, off: bool) {
+        let Some(every_ns) = self.plan.link.switches else { return };
+        self.stations[queue].port.borrow_mut().off = off;
+        // Some are never used again.
+        let again = if off { self.random.chance(700_000) } else { !self.is_over() };
+        if again {
+            let at = self.after((every_ns / 2, every_ns * 3 / 2));
+            self.agenda.add(at, Happening::Switch(queue, !off));
         }
     }
 
@@ -405,10 +423,12 @@ impl World {
     fn queue_of(&mut self, frame: &Frame) -> usize {
         let count = self.stations.len() as u64;
         let any = self.random.below(count) as usize;
-        if self.random.chance(self.plan.wrong_queue) {
-            return any;
-        }
-        wire::ends(frame).map_or(0, |ends| *self.queues.entry(ends).or_insert(any))
+        let wanted = if self.random.chance(self.plan.wrong_queue) {
+            any
+        } else {
+            wire::ends(frame).map_or(0, |ends| *self.queues.entry(ends).or_insert(any))
+        };
+        if self.stations[wanted].port.borrow().off { 0 } else { wanted }
     }
 
     /// The slow path's mail.

@@ -71,7 +71,11 @@ impl World {
         let idle = |happening: &Happening| {
             matches!(
                 happening,
-                Happening::Pass(_) | Happening::Stall(..) | Happening::Guest | Happening::Outcomes
+                Happening::Pass(_)
+                    | Happening::Stall(..)
+                    | Happening::Switch(..)
+                    | Happening::Guest
+                    | Happening::Outcomes
             )
         };
         self.stations.iter().all(Station::is_at_rest) && !self.agenda.any(|happening| !idle(happening))
