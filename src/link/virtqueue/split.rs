@@ -193,6 +193,8 @@ impl SplitQueue {
     /// Takes the next chain and appends its buffers to `pieces`, an entry more for each region that a buffer spans.
     /// After a fault the queue must not be used any more; what was appended is void.
     pub fn take(&mut self, direction: Direction, pieces: &mut Vec<Piece>) -> Result<Option<Chain>, Fault> {
+        #[cfg(test)]
+        super::steps::count();
         if self.next_available == self.seen_available {
             // Acquire: the entries up to the index were written before it.
             self.seen_available = self.available_index().load(Ordering::Acquire);
@@ -290,6 +292,11 @@ impl SplitQueue {
         bytes: u32,
         pieces: &mut Vec<Piece>,
     ) -> Result<u32, Fault> {
+        #[cfg(test)]
+        super::steps::count();
+        if descriptor.len == 0 {
+            return Err(Fault::Empty);
+        }
         if (descriptor.flags & WRITE != 0) != (direction == Direction::ToDriver) {
             return Err(Fault::Direction);
         }
