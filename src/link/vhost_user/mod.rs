@@ -13,6 +13,8 @@
 //! copied, so that they are read once; and complete small frames that come in between are ([`to_guest`] says why).
 
 mod from_guest;
+#[cfg(test)]
+mod hostile;
 pub mod memory;
 mod queue;
 #[cfg(test)]

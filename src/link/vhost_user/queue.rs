@@ -236,7 +236,9 @@ impl Link for Queue {
     fn woken(&mut self, which: usize) {
         if let Some(ring) = &mut self.rings[which] {
             ring.woken = true;
-            ring.queue.refuse_notifications();
+            if !ring.has_failed {
+                ring.queue.refuse_notifications();
+            }
         }
     }
 
