@@ -89,6 +89,8 @@ impl GuestMemory {
     #[inline]
     pub fn pieces(&self, mut address: u64, mut len: usize, pieces: &mut Vec<Piece>) -> bool {
         while len > 0 {
+            #[cfg(test)]
+            crate::link::virtqueue::steps::count();
             let Some((index, offset)) = self.find(address) else { return false };
             let piece = self.regions[index].part(offset, len);
             len -= piece.len();

@@ -14,6 +14,8 @@
 
 pub mod control_queue;
 mod from_guest;
+#[cfg(test)]
+mod hostile;
 pub mod memory;
 pub mod pairs;
 mod queue;

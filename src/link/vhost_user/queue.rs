@@ -258,7 +258,9 @@ impl Link for Queue {
         if let Some(ring) = &mut self.rings[which] {
             ring.woken = true;
             self.counts.kicks += 1;
-            ring.queue.refuse_notifications();
+            if !ring.has_failed {
+                ring.queue.refuse_notifications();
+            }
         }
     }
 

@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use crate::frame::build::{HEAD_MAX, Head};
+use crate::frame::drop_reason::DropReason;
 use crate::frame::offload::{HEADER_LEN, Offload, Segmentation};
 use crate::host::engine::Engine;
 use crate::host::engine::epoll::Epoll;
 use crate::io::{Operations, Piece};
-use crate::link::virtqueue::driver::{BUFFERS, Driver, WRITE};
+use crate::link::virtqueue::driver::{BUFFERS, Driver, GUEST, INDIRECT, MEMORY, WRITE};
 use crate::link::{Ahead, InboundHead, Link, Space};
 
 use super::pairs::Pairs;
@@ -313,6 +314,23 @@ fn frames_from_the_guest_come_in_batches_and_their_chains_go_back_with_the_batch
     bench.publish();
     assert_eq!(bench.interrupts(0), 1, "one for all of them");
     assert!(!bench.link.has_unpublished());
+}
+
+#[test]
+fn a_frame_longer_than_any_link_carries_is_not_believed() {
+    let mut bench = Bench::new(MERGED);
+    // The whole of the memory, sixty times.
+    let table = BUFFERS + 0x1_0000;
+    bench.transmit.describe_table(table, &[(GUEST, MEMORY as u32); 60], 0);
+    bench.transmit.offer(&[(table, 60 * 16)], INDIRECT);
+    bench.transmit.offer(&[(GUEST, 12 + 14 + 40 + 65_535)], 0);
+    assert_eq!(bench.link.end_receive(&Operations::default()).frames, 1, "the batch has enough");
+    let frame = bench.link.frame(0).unwrap();
+    assert_eq!(frame.offload, Err(DropReason::FrameTooLong));
+    assert!(frame.len < 70_000, "who copies it, for a capture, copies no more than of others");
+    bench.link.release();
+    assert_eq!(bench.link.end_receive(&Operations::default()).frames, 1);
+    assert!(bench.link.frame(0).unwrap().offload.is_ok(), "IPv6's longest");
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub mod driver;
 mod notify;
 mod split;
 #[cfg(test)]
+pub mod steps;
+#[cfg(test)]
 mod tests;
 
 pub use split::{Chain, Direction, Parts, SplitQueue};
@@ -36,6 +38,9 @@ pub enum Fault {
     /// 2.7.5: memory that is not the guest's.
     #[error("a buffer lies outside of the guest's memory")]
     Address,
+    /// A buffer of no bytes, of which a driver could offer without end. No driver does: QEMU takes it for a fault, too.
+    #[error("a buffer has no bytes")]
+    Empty,
     /// 2.7.4.2: a readable buffer where a writable one belongs, or the other way round.
     #[error("a buffer is for the wrong direction")]
     Direction,

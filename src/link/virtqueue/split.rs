@@ -203,6 +203,7 @@ impl SplitQueue {
             }
             self.memory.pieces(address, len, pieces).then_some(()).ok_or(Fault::Address)
         })?;
+        self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(Chain { head, bytes, pieces: (pieces.len() - first) as u32 }))
     }
 
@@ -223,11 +224,14 @@ impl SplitQueue {
             };
             self.memory.pieces(address, len, pieces).then_some(()).ok_or(Fault::Address)
         })?;
+        self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(Chain { head, bytes, pieces: (request.len() + answer.len() - first) as u32 }))
     }
 
-    /// Takes the next entry of the available ring: the first descriptor of a chain.
+    /// The next entry of the available ring: the first descriptor of a chain, which is taken from now on.
     fn take_head(&mut self) -> Result<Option<u16>, Fault> {
+        #[cfg(test)]
+        super::steps::count();
         if self.next_available == self.seen_available {
             // Acquire: the entries up to the index were written before it.
             self.seen_available = self.available_index().load(Ordering::Acquire);
@@ -250,7 +254,6 @@ impl SplitQueue {
             return Err(Fault::HeadTwice);
         }
         *taken |= bit;
-        self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(head))
     }
 
@@ -390,6 +393,11 @@ fn add(
     bytes: u32,
     buffer: &mut impl FnMut(Direction, u64, usize) -> Result<(), Fault>,
 ) -> Result<u32, Fault> {
+    #[cfg(test)]
+    super::steps::count();
+    if descriptor.len == 0 {
+        return Err(Fault::Empty);
+    }
     let written = if descriptor.flags & WRITE == 0 { Direction::FromDriver } else { Direction::ToDriver };
     let bytes = bytes.checked_add(descriptor.len).ok_or(Fault::Bytes)?;
     buffer(written, descriptor.address, descriptor.len as usize)?;

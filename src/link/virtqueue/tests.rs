@@ -8,7 +8,7 @@ use crate::io::Piece;
 use crate::link::vhost_user::memory::GuestMemory;
 
 use super::driver::{BUFFERS, Driver, GUEST, INDIRECT, MEMORY, NEXT, WRITE};
-use super::{Chain, Direction, Fault, SplitQueue};
+use super::{Chain, Direction, Fault, SplitQueue, steps};
 
 fn take(queue: &mut SplitQueue, direction: Direction) -> Result<Option<(Chain, Vec<usize>)>, Fault> {
     let mut pieces = Vec::new();
@@ -37,7 +37,7 @@ fn chains_come_and_go_back_in_order() {
     for round in 0..200u32 {
         let heads = [
             driver.offer(&[(BUFFERS, 100)], 0),
-            driver.offer(&[(BUFFERS + 4096, 10), (BUFFERS + 8192, 20), (BUFFERS, 0)], 0),
+            driver.offer(&[(BUFFERS + 4096, 10), (BUFFERS + 8192, 20)], 0),
         ];
         let (first, pieces) = take(&mut queue, Direction::FromDriver).unwrap().unwrap();
         assert_eq!((first.head, first.bytes, pieces), (heads[0], 100, vec![100]));
@@ -119,6 +119,10 @@ fn a_driver_that_breaks_the_rules_is_found_out() {
         driver.offer(&[(BUFFERS, 10)], WRITE);
     };
     assert_eq!(fault_of(writable), Fault::Direction);
+    let empty = |driver: &mut Driver| {
+        driver.offer(&[(BUFFERS, 10), (BUFFERS, 0)], 0);
+    };
+    assert_eq!(fault_of(empty), Fault::Empty);
     let much = |driver: &mut Driver| {
         driver.offer(&[(GUEST, MEMORY as u32), (GUEST, u32::MAX)], 0);
     };
@@ -154,6 +158,36 @@ fn indirect_tables_that_break_the_rules_are_found_out() {
     let parts = super::Parts { indirect: false, ..driver.parts() };
     let mut queue = SplitQueue::new(driver.memory.clone(), &parts).unwrap();
     assert_eq!(take(&mut queue, Direction::FromDriver), Err(Fault::Indirect));
+}
+
+#[test]
+fn a_queue_full_of_the_longest_chains_is_work_for_its_bytes_and_no_more() {
+    const SIZE: u16 = 1 << 10;
+    // Each chain is a table of 65,535 entries; of no more than the queue's length may it consist.
+    for (len, last, expected) in
+        [(0, SIZE - 2, Err(Fault::Empty)), (1, SIZE - 2, Ok(())), (1, 65_534, Err(Fault::ChainLength))]
+    {
+        let mut driver = Driver::new(SIZE);
+        let table = BUFFERS + 0x1_0000;
+        let entries: Vec<(u64, u32)> = (0..=last).map(|_| (BUFFERS, len)).collect();
+        driver.describe_table(table, &entries, WRITE);
+        for _ in 0..SIZE {
+            driver.offer(&[(table, 16 * 65_535)], INDIRECT);
+        }
+        let mut queue = driver.queue();
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        let (result, steps) = steps::of(|| {
+            while bytes < 66_000 {
+                let Some(chain) = queue.take(Direction::ToDriver, &mut pieces)? else { return Ok(()) };
+                bytes += chain.bytes;
+            }
+            Ok(())
+        });
+        assert_eq!(result, expected);
+        // A step for the chain, and two for each buffer: the descriptor, the piece.
+        assert!(steps <= 70 + 2 * (66_000 + u64::from(SIZE)), "{steps} steps for {bytes} bytes");
+    }
 }
 
 #[test]
