@@ -38,9 +38,7 @@ pub fn carries(world: &World, family: Family, bytes: u64) {
 
 with_every_guest! {
     every_byte_arrives_each_way(world) {
-        // A processor in software takes its time.
-        let bytes = if world.machine == Machine::UserModeLinux { 1024 * MIB } else { 64 * MIB };
-        carries(&world, Family::V4, bytes);
+        carries(&world, Family::V4, 1024 * MIB);
         carries(&world, Family::V6, 64 * MIB);
         let counters = world.hythe.counters();
         let [chains, kicks, interrupts] =
