@@ -1,13 +1,15 @@
 //! The two ends of a link need not begin and end together.
 
+use std::net::SocketAddr;
+
 use nix::sys::signal::Signal;
 
 use crate::machine::{Machine, Vm};
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::directory::Directory;
-use crate::rig::site::{FAMILIES, Site};
+use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::wait::wait_until;
-use crate::world::{PORT, boot, expect_network, expect_service, serve, start};
+use crate::world::{PORT, boot, expect_network, expect_service, serve, serve_at, start};
 
 const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Epoll];
 
@@ -36,6 +38,22 @@ fn a_machine_may_come_before_hythe() {
     expect_service(&vm, &site);
     hythe.signal(Signal::SIGTERM);
     hythe.end().assert_clean(0);
+}
+
+#[test]
+fn what_waits_for_a_machine_keeps_nobody_busy() {
+    for (door, engine) in ["--vhost-user", "--stream"].into_iter().zip(ENGINES) {
+        let (site, directory) = (Site::new(), Directory::new());
+        let hythe = serve_at(&site, Cell::new(engine, 1), door, &directory.path().join("link"));
+        wait_until("the published port to be open", || hythe.counters().get("mappings_opened") == 2);
+        let client = site.far.udp(Family::V4.next_hop(), 0);
+        client.send_to(b"hello", SocketAddr::new(Family::V4.host(), PORT)).unwrap();
+        // A report or two wake the worker, and so did the datagram.
+        let [before, after] = [(); 2].map(|()| hythe.counters().get("passes"));
+        assert!(after - before < 100, "{} passes without anything to do", after - before);
+        hythe.signal(Signal::SIGTERM);
+        hythe.end().assert_clean(0);
+    }
 }
 
 #[test]

@@ -200,7 +200,7 @@ impl Link for Socket {
     }
 
     fn wants_room(&self) -> bool {
-        self.is_full
+        self.is_full || self.fd().is_none()
     }
 
     fn prepare_sleep(&mut self) -> bool {

@@ -157,7 +157,7 @@ impl Bench {
         self.publish();
         let mut ended = [PollFd::new(self.control.ended(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut ended, PollTimeout::ZERO), Ok(1));
-        assert!(!self.link.has_unpublished() && !self.link.wants_room());
+        assert!(!self.link.has_unpublished() && self.link.wants_room(), "there is nobody to send to");
         assert_eq!(self.link.ready_fds(), [None, None]);
         assert!(self.link.reserve(0).is_none() && !self.link.may_reserve_ahead());
         assert_eq!(self.receive(), []);

@@ -259,7 +259,8 @@ impl Link for Queue {
     }
 
     fn wants_room(&self) -> bool {
-        self.to_guest.wants_room()
+        // A queue that is not there, or has failed, has none.
+        self.to_guest.wants_room() || (self.ring(RECEIVE).is_none() && self.detour().is_none())
     }
 
     fn prepare_sleep(&mut self) -> bool {
