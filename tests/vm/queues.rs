@@ -1,7 +1,6 @@
 //! Several pairs of queues: one worker each, of which the guest uses as many as it likes.
 
-use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::TcpStream;
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -9,12 +8,12 @@ use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures
 
 use crate::machine::Machine as Guest;
 use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED};
-use crate::rig::bytes::{expect_echo, expect_end};
+use crate::rig::bytes::expect_echo;
 use crate::rig::cell::{Cell, Engine};
-use crate::rig::pattern::Pattern;
 use crate::rig::site::FAMILIES;
 use crate::rig::wait::wait_until;
 use crate::ring::BUFFERS;
+use crate::streams::while_conversing;
 use crate::world::{GUEST_PORT, PORT, World, expect_service};
 
 const TWO_PAIRS: Cell = Cell::new(Engine::IoUring, 2);
@@ -144,42 +143,14 @@ fn a_control_queue_that_is_wrong_stops_and_nothing_else_does() {
     expect_answers_on_first(&mut machine, 1);
 }
 
-/// A conversation with the guest that goes on while its queues are switched, byte for byte.
+/// Conversations with the guest go on while its queues are switched.
 fn outlasts_switching(world: &World, switch: impl Fn(u32)) {
     world.vm.serve(GUEST_PORT);
-    let is_over = AtomicBool::new(false);
-    let talk = |stream: TcpStream| {
-        let mut bytes = 0;
-        // Both ways at once, so that a window or two are always under way.
-        std::thread::scope(|scope| {
-            let sender = scope.spawn(|| {
-                let mut sent = 0;
-                while !is_over.load(Ordering::Acquire) {
-                    Pattern(5).send(&stream, sent, 1 << 20).unwrap();
-                    sent += 1 << 20;
-                }
-                stream.shutdown(Shutdown::Write).unwrap();
-                sent
-            });
-            while !sender.is_finished() {
-                Pattern(5).expect(&stream, bytes, 1 << 20).unwrap();
-                bytes += 1 << 20;
-            }
-            let sent = sender.join().unwrap();
-            Pattern(5).expect(&stream, bytes, sent - bytes).unwrap();
-            expect_end(&stream);
-        });
-    };
-    std::thread::scope(|scope| {
-        for family in FAMILIES.into_iter().chain(FAMILIES) {
-            let stream = world.site.far.connect((family.host(), PORT)).unwrap();
-            scope.spawn(|| talk(stream));
-        }
+    while_conversing(world, &[FAMILIES, FAMILIES].concat(), || {
         for round in 0..10 {
             switch(1 + round % 2);
             expect_service(&world.vm, &world.site);
         }
-        is_over.store(true, Ordering::Release);
     });
 }
 
