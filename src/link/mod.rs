@@ -96,7 +96,7 @@ impl Ready {
 pub struct VirtqueueCounts {
     /// Chains of buffers given back to the driver.
     pub chains: u64,
-    /// Kicks of the driver's.
+    /// Wake-ups by the driver's kicks.
     pub kicks: u64,
     /// Interrupts of the driver.
     pub interrupts: u64,

@@ -110,11 +110,14 @@ impl Features {
         self.has(VIRTIO_RING_F_INDIRECT_DESC)
     }
 
-    /// `VIRTIO_NET_F_CTRL_VQ`, and the index of the control queue with so many pairs (virtio 1.3, 5.1.2). A front-end that
-    /// has one of its own does not acknowledge it.
-    pub fn control_queue(self, pairs: u16) -> Option<u32> {
-        let pairs = if self.has(VIRTIO_NET_F_MQ) { pairs } else { 1 };
-        self.has(VIRTIO_NET_F_CTRL_VQ).then(|| 2 * u32::from(pairs))
+    /// How many of so many pairs the driver may use: one without `VIRTIO_NET_F_MQ`.
+    pub fn pairs(self, offered: u16) -> u16 {
+        if self.has(VIRTIO_NET_F_MQ) { offered } else { 1 }
+    }
+
+    /// The index of the control queue with so many pairs, where `VIRTIO_NET_F_CTRL_VQ` is acknowledged (virtio 1.3, 5.1.2).
+    pub fn control_queue(self, offered: u16) -> Option<u32> {
+        self.has(VIRTIO_NET_F_CTRL_VQ).then(|| 2 * u32::from(self.pairs(offered)))
     }
 
     /// What frames to the guest may be like.

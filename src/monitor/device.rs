@@ -38,15 +38,19 @@ pub(super) struct Vring {
 }
 
 impl Vring {
-    /// Whether the ring may run.
-    fn runs(&self, features: Features) -> bool {
-        let is_disabled = features.has_protocol_features() && !self.is_enabled;
-        !is_disabled && self.size != 0 && self.addresses.is_some() && self.kick.is_some()
+    /// Whether the ring is started.
+    fn is_started(&self) -> bool {
+        self.size != 0 && self.addresses.is_some() && self.kick.is_some()
     }
 
-    /// The ring, if it may run; `goes_on` where another device has served it.
+    /// Whether it is enabled, which each is where that is not negotiated.
+    fn is_enabled(&self, features: Features) -> bool {
+        self.is_enabled || !features.has_protocol_features()
+    }
+
+    /// The ring, if it is started; `goes_on` behind what was given back last, whatever the front-end says.
     fn ring(&self, features: Features, goes_on: bool) -> Option<Ring> {
-        let [descriptors, available, used] = self.addresses.filter(|_| self.runs(features))?;
+        let [descriptors, available, used] = self.addresses.filter(|_| self.is_started())?;
         let copy = |fd: &Option<OwnedFd>| fd.as_ref().and_then(|fd| fd.try_clone().ok());
         Some(Ring {
             parts: virtqueue::Parts {
@@ -105,7 +109,7 @@ pub(super) struct Device {
     pub control: Option<ControlQueue>,
     /// Pairs that the driver wants used, where it says so over the control queue.
     pub pairs_wanted: u16,
-    /// Another device has served the rings, and died.
+    /// The front-end holds an area for buffers in flight: rings go on behind what was given back last.
     pub goes_on: bool,
 }
 
@@ -130,8 +134,10 @@ impl Device {
         Features::offered(self.machine.pair_count())
     }
 
+    /// The control queue's index, where the guest is shown this very device. Other front-ends serve one of their own, and
+    /// some acknowledge the feature all the same.
     fn control_index(&self) -> Option<u32> {
-        self.features.control_queue(self.machine.pair_count())
+        self.features.control_queue(self.machine.pair_count()).filter(|_| self.reads_config)
     }
 
     pub fn vring(&mut self, index: u32) -> Result<&mut Vring> {
@@ -147,10 +153,19 @@ impl Device {
         self.control_index().is_none() || pair < usize::from(self.pairs_wanted)
     }
 
-    /// The receive and the transmit queue of a pair, as far as they may run.
+    /// Whether the guest may be sent frames over a pair.
+    fn receives(&self, pair: usize) -> bool {
+        let vring = &self.vrings[2 * pair];
+        self.is_wanted(pair) && vring.is_started() && vring.is_enabled(self.features)
+    }
+
+    /// The receive queue of a pair if it is used, and the transmit queue if it is started: a driver may have put frames
+    /// into it before it was told not to, and waits for them to come back.
     fn rings(&self, pair: usize) -> [Option<Ring>; 2] {
-        let rings = [2 * pair, 2 * pair + 1];
-        if self.is_wanted(pair) { rings.map(|index| self.ring(index as u32)) } else { [None, None] }
+        let [receive, transmit] = [2 * pair as u32, 2 * pair as u32 + 1];
+        let is_control = self.control_index().is_some_and(|control| control <= transmit);
+        let receive = if self.receives(pair) { self.ring(receive) } else { None };
+        [receive, if is_control { None } else { self.ring(transmit) }]
     }
 
     /// Lets go of a pair; its rings go on from where they stopped.
@@ -174,9 +189,11 @@ impl Device {
         if receive.is_none() && transmit.is_none() {
             return Ok(());
         }
+        let discards = !self.vrings[2 * pair + 1].is_enabled(self.features);
         let attachment = Attachment {
             memory: self.memory.clone(),
             transmit,
+            discards,
             receive,
             takes: self.features.takes(),
             tcp_segmentation: self.features.tcp_segmentation(),
@@ -191,15 +208,10 @@ impl Device {
 
     /// Tells the workers how many pairs the guest uses: the first ones that can receive.
     fn tell_pairs(&self) {
-        let receives = |pair: &usize| self.is_wanted(*pair) && self.vrings[2 * *pair].runs(self.features);
-        let used = (0..self.machine.workers.len()).take_while(receives).count() as u16;
+        let used = (0..self.machine.workers.len()).take_while(|pair| self.receives(*pair)).count() as u16;
         if self.machine.pairs.set(used) != used {
-            if self.machine.pair_count() > 1 && used > 0 {
-                tracing::info!(
-                    "the guest uses {used} {} of queues",
-                    if used == 1 { "pair" } else { "pairs" }
-                );
-            }
+            // Not for every ear: the guest may change it as often as it likes.
+            tracing::debug!(used, "the guest uses as many pairs of queues");
             // What waits for the guest may have to make a detour from now on.
             self.machine.workers.iter().for_each(|worker| (worker.wake)());
         }
@@ -212,7 +224,9 @@ impl Device {
     }
 
     fn attach_control(&mut self) -> Result<()> {
-        let Some(ring) = self.control_index().and_then(|index| self.ring(index)) else { return Ok(()) };
+        let Some(index) = self.control_index() else { return Ok(()) };
+        let is_enabled = self.vrings[index as usize].is_enabled(self.features);
+        let Some(ring) = self.ring(index).filter(|_| is_enabled) else { return Ok(()) };
         self.control = ControlQueue::new(&self.memory, ring);
         if self.control.is_some() {
             return Ok(());
@@ -231,6 +245,10 @@ impl Device {
                 more
             }
             Err(fault) => {
+                // Where it goes on should it be started anew.
+                if let Some(index) = self.control_index() {
+                    self.vrings[index as usize].next = control.next_available();
+                }
                 tracing::error!(
                     "the driver of the guest's control queue is wrong, {fault}: the queue has stopped"
                 );
@@ -241,14 +259,20 @@ impl Device {
 
     /// The driver wants so many pairs used. Whether it can have them.
     fn use_pairs(&mut self, pairs: u16) -> bool {
-        if pairs == 0 || pairs > self.machine.pair_count() {
+        if pairs == 0 || pairs > self.features.pairs(self.machine.pair_count()) {
             return false;
         }
         let before = std::mem::replace(&mut self.pairs_wanted, pairs);
-        let changed = before.min(pairs)..before.max(pairs);
-        changed
-            .into_iter()
-            .all(|pair| self.detach(pair.into()).and_then(|()| self.attach(pair.into())).is_ok())
+        let changed = usize::from(before.min(pairs))..usize::from(before.max(pairs));
+        let again = |device: &mut Self| {
+            changed.clone().all(|pair| device.detach(pair).and_then(|()| device.attach(pair)).is_ok())
+        };
+        if again(self) {
+            return true;
+        }
+        self.pairs_wanted = before;
+        again(self);
+        false
     }
 
     /// Changes a ring while its pair, or the control queue, is detached.

@@ -55,6 +55,12 @@ pub fn create(wanted: &VhostUserInflight, queues: usize) -> Result<(VhostUserInf
     Ok((area, file))
 }
 
+/// An area of no bytes.
+pub fn nothing() -> Result<(VhostUserInflight, File), Error> {
+    let file = File::from(memfd_create("hythe-inflight", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
+    Ok((VhostUserInflight::default(), file))
+}
+
 /// Looks at an area from which queues are to go on.
 pub fn check(area: &VhostUserInflight, file: &File, queues: usize) -> Result<(), Error> {
     let (count, size) = (area.num_queues, area.queue_size);

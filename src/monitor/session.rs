@@ -78,7 +78,7 @@ pub fn serve(stream: UnixStream, machine: &Arc<Machine>) -> std::result::Result<
     left
 }
 
-/// Serves the control queue until there is a message of the front-end; whether there may be one.
+/// Serves the control queue, and waits for more of it or for a message of the front-end; whether there may be a message.
 fn attend(device: &Mutex<Device>, front_end: &impl AsRawFd) -> bool {
     // A device that is broken is found out by the next message.
     let Ok(mut device) = device.lock() else { return true };
@@ -89,7 +89,10 @@ fn attend(device: &Mutex<Device>, front_end: &impl AsRawFd) -> bool {
     let watched = [Some(front_end), device.control.as_ref().map(ControlQueue::fd)].into_iter().flatten();
     let mut watched: Vec<PollFd<'_>> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     let timeout = if more { PollTimeout::ZERO } else { PollTimeout::NONE };
-    poll(&mut watched, timeout).is_err() || watched[0].any() != Some(false)
+    match poll(&mut watched, timeout) {
+        Ok(_) => watched[0].any() != Some(false),
+        Err(error) => error != nix::errno::Errno::EINTR,
+    }
 }
 
 /// The crate's side of the protocol. QEMU enables rings before it has acknowledged any feature, which the crate refuses.
@@ -218,12 +221,17 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        self.vring(index)?;
         let mut next = 0;
-        self.change(index, |vring| {
+        let changed = self.change(index, |vring| {
             // Stopped, until there is another kick descriptor.
             vring.kick = None;
             next = vring.next;
-        })?;
+        });
+        if let Err(error) = changed {
+            // About the pair's other ring; the front-end waits for an answer about this one.
+            tracing::warn!("{error}");
+        }
         Ok(VhostUserVringState::new(index, u32::from(next)))
     }
 
@@ -290,7 +298,11 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_inflight_fd(&mut self, inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        inflight::create(inflight, self.vrings.len()).map_err(refuse)
+        // A front-end that is refused gets an area of no bytes: it waits for an answer.
+        inflight::create(inflight, self.vrings.len()).or_else(|error| {
+            tracing::warn!("{error}");
+            inflight::nothing().map_err(refuse)
+        })
     }
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {

@@ -97,7 +97,7 @@ metrics! {
     Operations => "operations",
     /// Chains of buffers given back to the driver of a virtual machine's queues.
     VirtqueueChains => "virtqueue_chains",
-    /// Kicks that the driver gave.
+    /// Times a worker was woken by the driver's kick.
     VirtqueueKicks => "virtqueue_kicks",
     /// Interrupts that the driver was given.
     VirtqueueInterrupts => "virtqueue_interrupts",
@@ -138,11 +138,6 @@ impl Counters {
     /// Sets a metric that is counted elsewhere. The owning thread only.
     pub fn set(&self, metric: Metric, value: u64) {
         self.metrics[metric as usize].store(value, Ordering::Relaxed);
-    }
-
-    /// How much a metric has come to.
-    pub fn get(&self, metric: Metric) -> u64 {
-        self.metrics[metric as usize].load(Ordering::Relaxed)
     }
 
     /// How often something was dropped for a reason.

@@ -360,14 +360,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         while let Some(number) = self.link.stand_in()
             && let Some(frame) = self.link.take_detoured()
         {
-            self.mail(number, ToWorker::FrameToGuest(frame));
-        }
-    }
-
-    /// Mails a frame, or what will become one, to another worker.
-    fn mail(&mut self, number: u8, mail: ToWorker<S::Socket>) {
-        if self.workers.get(number as usize).is_none_or(|mailbox| mailbox.put(mail).is_err()) {
-            self.drop_frame(DropReason::WorkerFull);
+            let mail = ToWorker::FrameToGuest(frame);
+            if self.workers.get(number as usize).is_none_or(|mailbox| mailbox.put(mail).is_err()) {
+                self.drop_frame(DropReason::WorkerFull);
+            }
         }
     }
 

@@ -5,6 +5,8 @@
 //! talker receive ADDRESS:PORT SEED BYTES   connects, and expects a pattern and the end
 //! talker ask ADDRESS:PORT BYTES...         sends datagrams of so many bytes, and expects each back
 //! talker serve PORT                        says `ready`; gives back what comes, over TCP and UDP, both families
+//! talker lose ADDRESS:PORT                 connects and says `ready`; at a line of input sends something, and says `reset`
+//!                                          once the connection is
 //! talker queues INTERFACE PAIRS            has an interface use so many pairs of queues
 //! ```
 //! It ends with status 0 when everything went as it should. tests/guest/build compiles it alone: the standard library has to do.
@@ -32,6 +34,7 @@ fn main() {
         ["send", to, seed, bytes] => send(to, Pattern(number(seed)), number(bytes)),
         ["receive", from, seed, bytes] => receive(from, Pattern(number(seed)), number(bytes)),
         ["ask", to, ref sizes @ ..] => ask(to, sizes),
+        ["lose", to] => lose(to),
         ["serve", port] => serve(number(port) as u16),
         ["queues", interface, pairs] => {
             channels::set(interface, number(pairs) as u32).expect("the driver to use so many queues");
@@ -61,6 +64,15 @@ fn send(to: &str, pattern: Pattern, bytes: u64) {
     pattern.send(&stream, 0, bytes).expect("the other side takes all");
     stream.shutdown(Shutdown::Write).unwrap();
     expect_end(&stream);
+}
+
+fn lose(to: &str) {
+    let mut stream = connect(to);
+    println!("ready");
+    io::stdin().read_line(&mut String::new()).unwrap();
+    let error = stream.write_all(b"still there?").and_then(|()| stream.read(&mut [0])).expect_err("a reset");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    println!("reset");
 }
 
 fn receive(from: &str, pattern: Pattern, bytes: u64) {

@@ -1,6 +1,8 @@
 //! TCP between a guest and the far server, opened by either.
 
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::rig::bytes::{accept, expect_end};
@@ -8,7 +10,7 @@ use crate::rig::pattern::Pattern;
 use crate::rig::site::{FAMILIES, Family};
 use crate::world::{GUEST_PORT, PORT, World, with_every_guest};
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// How long many bytes may take on a machine that is busy with other guests.
 const LONG: Duration = Duration::from_mins(3);
@@ -71,4 +73,47 @@ with_every_guest! {
         expect_published_port(&world, 16 * MIB);
         world.finish();
     }
+}
+
+/// So many MiB of a conversation are sent before the first has returned: a window or two are always under way.
+const AHEAD: u64 = 4;
+
+/// One conversation with a guest that gives back what it gets, both ways at once, until it is over. Adds up its bytes.
+pub fn converse(stream: &TcpStream, is_over: &AtomicBool, bytes: &AtomicU64) {
+    let (more, wanted) = channel();
+    (0..AHEAD).for_each(|_| more.send(()).unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (index, ()) in (0..).zip(wanted) {
+                Pattern(5).send(stream, index * MIB, MIB).unwrap();
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        let (mut sent, mut got) = (AHEAD, 0);
+        while got < sent {
+            Pattern(5).expect(stream, got * MIB, MIB).unwrap();
+            got += 1;
+            bytes.fetch_add(MIB, Ordering::AcqRel);
+            if !is_over.load(Ordering::Acquire) {
+                more.send(()).unwrap();
+                sent += 1;
+            }
+        }
+        drop(more);
+        expect_end(stream);
+    });
+}
+
+/// Conversations with the guest's server over the published port, one a family in the list, that go on while `task` runs;
+/// every byte of them arrives.
+pub fn while_conversing(world: &World, families: &[Family], task: impl FnOnce()) {
+    let is_over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for family in families {
+            let stream = world.site.far.connect((family.host(), PORT)).unwrap();
+            scope.spawn(move || converse(&stream, is_over, &AtomicU64::default()));
+        }
+        task();
+        is_over.store(true, Ordering::Release);
+    });
 }

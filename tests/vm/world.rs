@@ -55,6 +55,7 @@ pub(crate) use with_every_guest;
 /// A guest that has booted and has a network. The machine ends first.
 pub struct World {
     pub vm: Vm,
+    pub machine: Machine,
     pub hythe: Hythe<PathBuf>,
     pub dns: DnsServer,
     pub site: Site,
@@ -143,7 +144,7 @@ impl World {
         let hythe = serve_at(&site, cell, machine.door(), &socket);
         let vm = boot(machine, &socket);
         hythe.assert_engine();
-        Self { vm, hythe, dns, site, _directory: directory }
+        Self { vm, machine, hythe, dns, site, _directory: directory }
     }
 
     /// Ends hythe, and then the guest. Nothing of a guest with this one's habits was dropped.

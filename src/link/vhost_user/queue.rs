@@ -38,7 +38,9 @@ pub struct Attachment {
     pub memory: Arc<GuestMemory>,
     /// From the guest: `transmitq`. `None` while it is stopped.
     pub transmit: Option<Ring>,
-    /// To the guest: `receiveq`. `None` while it is stopped.
+    /// What comes over it is given back unsent: it is disabled, which the driver may not know (vhost-user, "Ring states").
+    pub discards: bool,
+    /// To the guest: `receiveq`. `None` while it is stopped, or not used.
     pub receive: Option<Ring>,
     /// What the guest takes.
     pub takes: Takes,
@@ -132,6 +134,8 @@ pub struct Queue {
     faults: Vec<(usize, Fault)>,
     rings: [Option<Active>; 2],
     from_guest: FromGuest,
+    /// See [`Attachment::discards`].
+    discards: bool,
     to_guest: ToGuest,
     counts: VirtqueueCounts,
     /// What is written to an eventfd (a one), and what is read from one.
@@ -157,6 +161,7 @@ impl Queue {
             faults: Vec::new(),
             rings: [None, None],
             from_guest: FromGuest::default(),
+            discards: false,
             to_guest: ToGuest::new(),
             counts: VirtqueueCounts::default(),
             words,
@@ -185,20 +190,23 @@ impl Queue {
         }
         match which {
             TRANSMIT => self.from_guest.forget(),
-            _ => self.to_guest.detach(),
+            _ => self.to_guest.fail(),
         }
         self.faults.push((which, fault));
     }
 
     fn attach(&mut self, attachment: Attachment) -> Answer {
-        let Attachment { memory, transmit, receive, takes, tcp_segmentation, udp_segmentation } = attachment;
+        let Attachment { memory, transmit, discards, receive, takes, tcp_segmentation, udp_segmentation } =
+            attachment;
+        self.discards = discards;
         let mut refused = false;
         for (which, ring) in [(TRANSMIT, transmit), (RECEIVE, receive)] {
             let active = ring.map(|ring| Active::new(&memory, ring));
             refused |= matches!(active, Some(None));
             self.rings[which] = active.flatten();
         }
-        self.to_guest.attach(takes);
+        // Where there is no queue, what is staged goes by way of another worker, complete.
+        self.to_guest.attach(if self.rings[RECEIVE].is_some() { takes } else { Takes::default() });
         self.tcp_segmentation = tcp_segmentation;
         self.udp_segmentation = udp_segmentation;
         Answer { refused, ..Answer::default() }
@@ -294,6 +302,8 @@ impl Link for Queue {
             Command::Attach(attachment) => self.attach(*attachment),
             Command::Detach => self.detach(),
             Command::GuestGone => {
+                // Nor is what was to make a detour for the next guest.
+                self.to_guest.detach();
                 news.guest_gone = true;
                 Answer::default()
             }
@@ -315,7 +325,12 @@ impl Link for Queue {
 
     fn end_receive(&mut self, _operations: &Operations) -> Received {
         let received = self.with(TRANSMIT, |from_guest, _, queue| from_guest.receive(queue));
-        received.unwrap_or(Received { frames: 0, empty: true })
+        let received = received.unwrap_or(Received { frames: 0, empty: true });
+        if self.discards {
+            self.release();
+            return Received { frames: 0, ..received };
+        }
+        received
     }
 
     fn frame(&self, index: usize) -> Option<OutboundFrame<'_>> {
@@ -358,7 +373,7 @@ impl Link for Queue {
     }
 
     fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
-        if self.detour().is_some() {
+        if self.rings[RECEIVE].is_none() {
             return self.to_guest.commit_apart(space, head, payload_len);
         }
         let committed = self.with(RECEIVE, |_, to_guest, queue| {
@@ -383,6 +398,9 @@ impl Link for Queue {
             Ok(queue.publish())
         });
         self.counts.chains += u64::from(back.unwrap_or(0));
+        if self.rings[RECEIVE].as_ref().is_some_and(|ring| ring.has_failed) {
+            self.to_guest.forget_failed();
+        }
         for which in [TRANSMIT, RECEIVE] {
             let Some(ring) = &mut self.rings[which] else { continue };
             let is_new = std::mem::take(&mut ring.is_new);

@@ -54,6 +54,7 @@ impl Bench {
         let attachment = Attachment {
             memory: transmit.memory.clone(),
             transmit: Some(ring(&transmit, transmit_call)),
+            discards: false,
             receive: Some(ring(&receive, receive_call)),
             takes,
             tcp_segmentation: true,
@@ -357,6 +358,22 @@ fn a_wrong_driver_loses_its_queue_and_nothing_else() {
     assert!(bench.link.prepare_sleep());
 }
 
+/// A peek without a byte of room would come back empty, which is how a stream ends.
+#[test]
+fn what_was_reserved_before_a_queue_fails_is_there_until_the_pass_is_over() {
+    let mut bench = Bench::new(MERGED);
+    bench.offer(&[1500; 1]);
+    let space = bench.link.reserve_ahead(66, Ahead::Bytes(1000)).unwrap();
+    bench.receive.set_available_index(1000);
+    assert!(bench.link.reserve_ahead(66, Ahead::Bytes(1000)).is_none());
+    bench.publish();
+    bench.fill(space, 66, &bytes(1000));
+    assert!(bench.link.has_unpublished());
+    bench.publish();
+    assert!(!bench.link.has_unpublished());
+    assert_eq!(bench.frames(), [], "nothing is given back any more");
+}
+
 #[test]
 fn a_pair_that_is_detached_tells_where_to_go_on() {
     let mut bench = Bench::new(MERGED);
@@ -373,4 +390,47 @@ fn a_pair_that_is_detached_tells_where_to_go_on() {
     assert_eq!(bench.link.end_receive(&Operations::default()).frames, 0);
     assert_eq!(bench.link.ready_fds(), [None, None]);
     assert!(bench.calls[0].write(&[0]).is_err(), "its descriptors are closed");
+}
+
+#[test]
+fn a_detour_is_made_with_complete_frames_and_ends_with_the_guest() {
+    let pairs = Pairs::default();
+    let (mut link, control) = Queue::new(1500, 1, pairs.clone());
+    let driver = Driver::new(64);
+    // It may still send, and is to receive nothing.
+    let ring = Ring { parts: driver.parts(), kick: event().0, call: None, error: None };
+    let attachment = Attachment {
+        memory: driver.memory.clone(),
+        transmit: Some(ring),
+        discards: false,
+        receive: None,
+        takes: Takes { merged: true, partial_checksums: true },
+        tcp_segmentation: true,
+        udp_segmentation: true,
+    };
+    let taken = |link: &mut Queue| {
+        link.take_news();
+    };
+    assert!(control.attach(attachment, || taken(&mut link)).unwrap());
+    assert!(link.wants_room() && link.reserve(100).is_none(), "there is no way");
+    pairs.set(1);
+    assert_eq!((link.stand_in(), link.wants_room()), (Some(0), false));
+    assert!(!link.capabilities().tcp_segmentation);
+    // The stand-in may be gone again before the frame is complete.
+    for lasts in [true, false] {
+        let space = link.reserve(4).unwrap();
+        pairs.set(u16::from(lasts));
+        let head = Head { len: 42, transport_start: 34, checksum_offset: 6 };
+        let offload = Offload { checksum_partial: true, ..Offload::default() };
+        link.commit(space, &InboundHead { bytes: &[0x22; 42], head, v4: true, offload }, 4);
+        pairs.set(1);
+        let frame = link.take_detoured().unwrap();
+        assert_eq!(frame.len(), 46);
+        assert_ne!(frame[40..42], [0x22; 2], "the checksum is complete");
+    }
+    let space = link.reserve(4).unwrap();
+    let head = Head { len: 14, transport_start: 14, checksum_offset: 0 };
+    link.commit(space, &InboundHead { bytes: &[0; 14], head, v4: true, offload: Offload::default() }, 4);
+    control.guest_gone(|| taken(&mut link)).unwrap();
+    assert_eq!(link.take_detoured(), None, "the next guest does not hear of it");
 }

@@ -362,7 +362,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 Ok(Some(mut accepted)) => {
                     if let Some(number) = self.link.stand_in() {
                         let Accepted { socket, peer } = accepted;
-                        self.mail(number, ToWorker::Client { publication, socket, peer });
+                        self.pass_on(number, ToWorker::Client { publication, socket, peer });
                         continue;
                     }
                     if accepted.peer.address.is_loopback() {
@@ -385,6 +385,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         // There may be more, and no event will say so.
         self.waiting_listeners.push(index);
+    }
+
+    /// Leaves a client to another worker; one that has no room for it resets it.
+    fn pass_on(&mut self, number: u8, client: ToWorker<S::Socket>) {
+        let Some(mailbox) = self.workers.get(number as usize) else { return };
+        if let Err(ToWorker::Client { socket, .. }) = mailbox.put(client) {
+            self.drop_frame(DropReason::WorkerFull);
+            self.sockets.reset(socket);
+        }
     }
 
     /// Opens a connection to the guest for a client that was accepted.

@@ -142,8 +142,15 @@ impl Story {
         });
         let [transmit, receive] = rings;
         let (tcp_segmentation, udp_segmentation) = (true, true);
-        let attachment =
-            Attachment { memory, transmit, receive, takes: self.takes, tcp_segmentation, udp_segmentation };
+        let attachment = Attachment {
+            memory,
+            transmit,
+            discards: false,
+            receive,
+            takes: self.takes,
+            tcp_segmentation,
+            udp_segmentation,
+        };
         let Self { control, link, .. } = self;
         let attached = control.attach(attachment, || {
             link.take_news();
