@@ -16,6 +16,7 @@ mod world;
 
 mod addresses;
 mod datagrams;
+mod dpdk;
 mod driver;
 mod front_end;
 mod names;
