@@ -138,7 +138,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
 
     streams: Slab<Stream<S::Socket>>,
     stream_timers: TimerWheel,
-    listeners: Vec<streams::open::Listener<S::Socket>>,
+    listeners: Vec<streams::clients::Listener<S::Socket>>,
     /// Listeners that may have more clients than one pass accepts.
     waiting_listeners: Vec<u32>,
     /// Listeners for whose clients there is no descriptor, and when to look again.

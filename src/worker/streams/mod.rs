@@ -4,6 +4,7 @@
 //! to it in a pass, a segment, an event of its socket, a deadline, is told to its relay and *touches* it; at the end
 //! of the pass [`settle`] does for every touched stream what its relay wants, in one batch.
 //!
+//! * [`clients`]: who comes to published ports
 //! * [`open`]: how streams begin, in both directions, and what the guest is told when they do not
 //! * [`outbound`]: segments of the guest
 //! * [`inbound`]: events of the host socket, and frames with its bytes
@@ -13,6 +14,7 @@
 //! * [`unanswerable`]: clients that the guest cannot answer under their own address
 
 pub(super) mod buffer;
+pub(super) mod clients;
 pub(super) mod inbound;
 pub(super) mod open;
 pub(super) mod outbound;

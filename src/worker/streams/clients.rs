@@ -1,0 +1,101 @@
+//! Clients of published TCP ports, as the host's kernel has accepted them.
+
+use std::time::Duration;
+
+use crate::exchange::mail::{Publication, ToWorker};
+use crate::flow::slab::Slot;
+use crate::frame::address::Endpoint;
+use crate::frame::drop_reason::DropReason;
+use crate::host::engine::{Engine, Interest, Token};
+use crate::host::tcp::Accepted;
+use crate::host::{HostSocket, Sockets};
+use crate::link::Link;
+use crate::time::Now;
+
+use super::super::{Worker, token_kind};
+
+/// A published TCP port, by its listening socket of this worker.
+pub(in crate::worker) struct Listener<S> {
+    pub publication: Publication,
+    pub socket: S,
+    pub index: u32,
+}
+
+impl<S> Listener<S> {
+    pub fn token(&self) -> Token {
+        Token { kind: token_kind::LISTENER, slot: Slot { index: self.index, generation: 0 } }
+    }
+}
+
+/// How long a listener pauses for whose clients there is no descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Clients accepted in one pass from one listener.
+const ACCEPTED_AT_ONCE: usize = 64;
+
+impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
+    /// Clients of a published port come from `socket` from now on.
+    pub(in crate::worker) fn add_listener(&mut self, publication: Publication, socket: S::Socket) {
+        let index = self.listeners.iter().map(|listener| listener.index + 1).max().unwrap_or(0);
+        let listener = Listener { publication, socket, index };
+        if self.engine.watch(listener.socket.fd(), listener.token(), Interest::Readable).is_ok() {
+            self.listeners.push(listener);
+        }
+    }
+
+    /// Accepts the clients that wait at a listener.
+    pub(in crate::worker) fn accept_clients(&mut self, index: u32, now: Now) {
+        let Some(listener) = self.listeners.iter().find(|listener| listener.index == index) else { return };
+        let (fd, publication) = (listener.socket.fd(), listener.publication);
+        for _ in 0..ACCEPTED_AT_ONCE {
+            match self.sockets.accept(fd) {
+                Ok(Some(mut accepted)) => {
+                    if let Some(number) = self.link.stand_in() {
+                        let Accepted { socket, peer } = accepted;
+                        self.pass_on(number, ToWorker::Client { publication, socket, peer });
+                        continue;
+                    }
+                    if accepted.peer.address.is_loopback() {
+                        match self.join_client(publication, accepted.socket) {
+                            Some(client) => accepted.socket = client,
+                            None => continue,
+                        }
+                    }
+                    self.admit_client(publication, accepted.socket, accepted.peer, now);
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    // No descriptor: the client waits in the kernel's queue, and no event will say when one is free.
+                    self.drop_frame(DropReason::DescriptorBudget);
+                    self.paused_listeners.push(index);
+                    self.listeners_resume.get_or_insert(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        // There may be more, and no event will say so.
+        self.waiting_listeners.push(index);
+    }
+
+    /// Leaves a client to another worker; one that has no room for it resets it.
+    fn pass_on(&mut self, number: u8, client: ToWorker<S::Socket>) {
+        let Some(mailbox) = self.workers.get(number as usize) else { return };
+        if let Err(ToWorker::Client { socket, .. }) = mailbox.put(client) {
+            self.drop_frame(DropReason::WorkerFull);
+            self.sockets.reset(socket);
+        }
+    }
+
+    /// Opens a connection to the guest for a client that was accepted.
+    pub(in crate::worker) fn admit_client(
+        &mut self,
+        publication: Publication,
+        socket: S::Socket,
+        peer: Endpoint,
+        now: Now,
+    ) {
+        if let Err(reason) = self.open_inbound(publication, socket, peer, now) {
+            self.drop_frame(reason);
+        }
+    }
+}
