@@ -20,6 +20,7 @@ mod dpdk;
 mod driver;
 mod front_end;
 mod names;
+mod pauses;
 mod queues;
 mod reconnection;
 mod sockets;

@@ -1,7 +1,7 @@
 //! TCP between a guest and the far server, opened by either.
 
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -75,8 +75,8 @@ with_every_guest! {
 /// So many MiB of a conversation are sent before the first has returned: a window or two are always under way.
 const AHEAD: u64 = 4;
 
-/// One conversation with a guest that gives back what it gets, both ways at once, until it is over; its bytes each way.
-fn converse(stream: &TcpStream, is_over: &AtomicBool) -> u64 {
+/// One conversation with a guest that gives back what it gets, both ways at once, until it is over. Adds up its bytes.
+pub fn converse(stream: &TcpStream, is_over: &AtomicBool, bytes: &AtomicU64) {
     let (more, wanted) = channel();
     (0..AHEAD).for_each(|_| more.send(()).unwrap());
     std::thread::scope(|scope| {
@@ -90,6 +90,7 @@ fn converse(stream: &TcpStream, is_over: &AtomicBool) -> u64 {
         while got < sent {
             Pattern(5).expect(stream, got * MIB, MIB).unwrap();
             got += 1;
+            bytes.fetch_add(MIB, Ordering::AcqRel);
             if !is_over.load(Ordering::Acquire) {
                 more.send(()).unwrap();
                 sent += 1;
@@ -97,8 +98,16 @@ fn converse(stream: &TcpStream, is_over: &AtomicBool) -> u64 {
         }
         drop(more);
         expect_end(stream);
-        got * MIB
-    })
+    });
+}
+
+/// Ends conversations with the test, whichever way that ends.
+pub struct End<'a>(pub &'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Conversations with the guest's server over the published port, one a family in the list, that go on while `task` runs;
@@ -108,9 +117,9 @@ pub fn while_conversing(world: &World, families: &[Family], task: impl FnOnce())
     std::thread::scope(|scope| {
         for family in families {
             let stream = world.site.far.connect((family.host(), PORT)).unwrap();
-            scope.spawn(move || converse(&stream, is_over));
+            scope.spawn(move || converse(&stream, is_over, &AtomicU64::default()));
         }
+        let _end = End(is_over);
         task();
-        is_over.store(true, Ordering::Release);
     });
 }
