@@ -14,7 +14,7 @@ use crate::rig::cell::{Cell, Engine};
 use crate::rig::site::FAMILIES;
 use crate::rig::wait::wait_until;
 use crate::ring::BUFFERS;
-use crate::streams::converse;
+use crate::streams::{End, converse};
 use crate::world::{GUEST_PORT, PORT, World, expect_service};
 
 const TWO_PAIRS: Cell = Cell::new(Engine::IoUring, 2);
@@ -173,15 +173,6 @@ fn a_control_queue_that_is_wrong_stops_and_nothing_else_does() {
     expect_answers(&mut machine, 1, &PAIRS[..1]);
 }
 
-/// What is over when this ends, however that is.
-struct Until<'f>(&'f AtomicBool);
-
-impl Drop for Until<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
 /// Conversations with the guest go on while its queues are switched, all of them with each number of queues.
 fn conversations_outlast_switches(world: World) {
     const BYTES: u64 = 2 << 20;
@@ -195,7 +186,7 @@ fn conversations_outlast_switches(world: World) {
     let moved: Vec<AtomicU64> = streams.iter().map(|_| AtomicU64::new(0)).collect();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let until = Until(&is_over);
+        let end = End(&is_over);
         for (stream, moved) in streams.iter().zip(&moved) {
             scope.spawn(|| converse(stream, &is_over, moved));
         }
@@ -206,7 +197,7 @@ fn conversations_outlast_switches(world: World) {
                 |(moved, before): (&AtomicU64, &u64)| moved.load(Ordering::Acquire) >= before + BYTES;
             wait_until("every conversation to go on", || moved.iter().zip(&before).all(goes_on));
         }
-        drop(until);
+        drop(end);
     });
     expect_service(&world.vm, &world.site);
     // What makes a detour, and finds the stand-in's queue or its mailbox full, is sent again; a guest that has missed an

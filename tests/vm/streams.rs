@@ -104,6 +104,15 @@ pub fn converse(stream: &TcpStream, is_over: &AtomicBool, bytes: &AtomicU64) {
     });
 }
 
+/// Ends conversations with the test, whichever way that ends.
+pub struct End<'a>(pub &'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Conversations with the guest's server over the published port, one a family in the list, that go on while `task` runs;
 /// every byte of them arrives.
 pub fn while_conversing(world: &World, families: &[Family], task: impl FnOnce()) {
@@ -113,7 +122,7 @@ pub fn while_conversing(world: &World, families: &[Family], task: impl FnOnce())
             let stream = world.site.far.connect((family.host(), PORT)).unwrap();
             scope.spawn(move || converse(&stream, is_over, &AtomicU64::default()));
         }
+        let _end = End(is_over);
         task();
-        is_over.store(true, Ordering::Release);
     });
 }
