@@ -185,7 +185,7 @@ impl Queue {
         }
         match which {
             TRANSMIT => self.from_guest.forget(),
-            _ => self.to_guest.detach(),
+            _ => self.to_guest.fail(),
         }
         self.faults.push((which, fault));
     }
@@ -383,6 +383,9 @@ impl Link for Queue {
             Ok(queue.publish())
         });
         self.counts.chains += u64::from(back.unwrap_or(0));
+        if self.rings[RECEIVE].as_ref().is_some_and(|ring| ring.has_failed) {
+            self.to_guest.forget_failed();
+        }
         for which in [TRANSMIT, RECEIVE] {
             let Some(ring) = &mut self.rings[which] else { continue };
             let is_new = std::mem::take(&mut ring.is_new);

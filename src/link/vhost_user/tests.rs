@@ -357,6 +357,22 @@ fn a_wrong_driver_loses_its_queue_and_nothing_else() {
     assert!(bench.link.prepare_sleep());
 }
 
+/// A peek without a byte of room would come back empty, which is how a stream ends.
+#[test]
+fn what_was_reserved_before_a_queue_fails_is_there_until_the_pass_is_over() {
+    let mut bench = Bench::new(MERGED);
+    bench.offer(&[1500; 1]);
+    let space = bench.link.reserve_ahead(66, Ahead::Bytes(1000)).unwrap();
+    bench.receive.set_available_index(1000);
+    assert!(bench.link.reserve_ahead(66, Ahead::Bytes(1000)).is_none());
+    bench.publish();
+    bench.fill(space, 66, &bytes(1000));
+    assert!(bench.link.has_unpublished());
+    bench.publish();
+    assert!(!bench.link.has_unpublished());
+    assert_eq!(bench.frames(), [], "nothing is given back any more");
+}
+
 #[test]
 fn a_pair_that_is_detached_tells_where_to_go_on() {
     let mut bench = Bench::new(MERGED);

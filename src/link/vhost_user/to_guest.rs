@@ -108,17 +108,30 @@ impl ToGuest {
         self.wants_room = false;
     }
 
-    /// The queue has gone: what was on its way is lost.
-    pub fn detach(&mut self) {
+    /// The queue has failed: what is complete is lost. What was reserved ahead stays until the pass is over, and so does the
+    /// memory: an operation that was given a space has to find it, or it would move no byte, as at the end of a stream.
+    pub fn fail(&mut self) {
         self.lost += self.staged.len();
         while let Some((slot, ..)) = self.staged.pop_front() {
             self.free.push(slot);
         }
+        self.wants_room = false;
+    }
+
+    /// Forgets what was reserved ahead in a queue that has failed, once nobody holds any of it.
+    pub fn forget_failed(&mut self) {
+        if !self.has_open() {
+            self.forget_ahead();
+        }
+    }
+
+    /// The queue has gone: what was on its way is lost.
+    pub fn detach(&mut self) {
+        self.fail();
         for space in std::mem::take(&mut self.reserved) {
             self.free.extend(space.overflow);
         }
         self.forget_ahead();
-        self.wants_room = false;
         self.takes = Takes::default();
     }
 
@@ -357,9 +370,14 @@ impl ToGuest {
         self.free.extend(reserved.overflow.take());
     }
 
+    /// Whether the payload of a space is yet to come.
+    fn has_open(&self) -> bool {
+        self.reserved.iter().any(|reserved| reserved.is_open)
+    }
+
     /// Puts into the ring what is complete, and back what stayed empty.
     pub fn place(&mut self, queue: &mut SplitQueue) -> Result<(), Fault> {
-        if self.reserved.iter().any(|reserved| reserved.is_open) {
+        if self.has_open() {
             // In the middle of a pass: what was taken ahead is in the way.
             return Ok(());
         }
