@@ -22,7 +22,7 @@ demo: build ## A web server in a guest, reached from the host, and the host from
 test: ## Everything that must pass (installs what the tests need; takes root)
 	tests/setup
 	$(MAKE) --no-print-directory format lint loom sim SEEDS=300
-	cargo test --locked --lib --bins --test architecture --test kernel
+	cargo test --locked --lib --bins --test architecture --test bulk --test kernel
 	tests/demo target/debug/hythe
 	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
 	tests/guest/build
@@ -36,8 +36,8 @@ format:
 lint:
 	cargo clippy --locked --all-targets --features sim -- -D warnings
 
-unit: ## Unit tests alone
-	cargo test --locked --lib --bins
+unit: ## Unit tests, and what bulk copies and allocates
+	cargo test --locked --lib --bins --test bulk
 
 loom: ## Every interleaving of the flow table's and the mailboxes' threads
 	cargo test --locked --features loom --lib loom_tests

@@ -164,6 +164,22 @@ pub struct Operation {
     pub(crate) result: i32,
 }
 
+impl Operation {
+    /// What it does.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What it gave, once the batch was run: bytes, or the error.
+    pub fn result(&self) -> io::Result<usize> {
+        if self.result < 0 {
+            Err(io::Error::from_raw_os_error(-self.result))
+        } else {
+            Ok(self.result as usize)
+        }
+    }
+}
+
 /// Which operation of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OperationId(u32);
@@ -238,13 +254,17 @@ impl Operations {
 
     /// What an operation gave, once the batch was run: bytes, or the error.
     pub fn result(&self, id: OperationId) -> io::Result<usize> {
-        let result = self.list[id.0 as usize].result;
-        if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as usize) }
+        self.list[id.0 as usize].result()
     }
 
     /// The message of a datagram operation.
     pub fn message(&self, id: OperationId) -> &Message {
         &self.messages[self.list[id.0 as usize].extra as usize]
+    }
+
+    /// All of them, in order: for whoever looks on.
+    pub fn iter(&self) -> impl Iterator<Item = &Operation> {
+        self.list.iter()
     }
 
     /// The pieces of an operation.

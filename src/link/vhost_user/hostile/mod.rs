@@ -61,6 +61,8 @@ struct Story {
     is_scribbled: bool,
     takes: Takes,
     faults: [usize; 2],
+    /// They failed in this pass.
+    failed_now: [bool; 2],
     /// How often the driver does wrong, of 256 times.
     malice: u64,
     /// What stands for all that is kicked and called.
@@ -93,6 +95,7 @@ impl Story {
             is_scribbled,
             takes: Takes::default(),
             faults: [0; 2],
+            failed_now: [false; 2],
             malice: 0,
             descriptor: std::fs::File::open("/dev/null").unwrap().into(),
             work: Work::default(),
@@ -209,6 +212,7 @@ impl Story {
             let which = self.random.below(2) as usize;
             self.call(4, |link, _| link.woken(which));
         }
+        self.end_pass();
         if self.random.one_in(32) {
             self.honest_round();
         }
@@ -238,9 +242,18 @@ impl Story {
             self.faults[which] += 1;
             assert_eq!(self.faults[which], 1, "told once: {words}");
             self.work.faults += 1;
-            self.check();
-            self.guest.take_away(which);
             self.drivers[which].has_failed = true;
+            self.failed_now[which] = true;
+        }
+    }
+
+    /// The pass in which a queue failed is over: its spaces are closed, and its memory is the guest's alone.
+    fn end_pass(&mut self) {
+        for which in [TRANSMIT, RECEIVE] {
+            if std::mem::take(&mut self.failed_now[which]) {
+                self.check();
+                self.guest.take_away(which);
+            }
         }
     }
 
@@ -295,7 +308,6 @@ impl Story {
         if self.random.one_in(4) {
             self.publish();
         }
-        self.take_faults();
         if self.random.one_in(4) && spaces.len() > 1 {
             spaces.swap(0, 1);
         }
@@ -312,13 +324,7 @@ impl Story {
             };
             let len = if is_datagram { len } else { len.max(usize::from(space.capacity > 0)) };
             let head_len = if head_len == 0 || self.random.one_in(8) { self.head_len() } else { head_len };
-            // Where a later space made the queue fail, this one leads nowhere.
-            let leads = self.faults[RECEIVE] == 0;
-            self.call(steps, |link, _| {
-                if leads {
-                    fill(link, space, len);
-                }
-            });
+            self.call(steps, |link, _| fill(link, space, len));
             self.call(steps, |link, _| commit(link, space, head_len, len));
         }
         self.take_faults();
@@ -365,6 +371,7 @@ impl Story {
             Honest::Neither => {}
         }
         self.take_faults();
+        self.end_pass();
     }
 }
 
