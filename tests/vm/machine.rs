@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -35,6 +36,8 @@ pub enum Machine {
     QemuThatListens,
     /// The same as the first, with two processors and a pair of queues for each.
     QemuOfTwo,
+    /// The same as the first, to which memory can be added, and of which it can be taken; it has a monitor to be told so.
+    QemuThatGrows,
     /// The same processor, whose frames go over a stream.
     QemuOverStream,
     /// And over datagrams.
@@ -63,7 +66,11 @@ impl Machine {
     /// The option by which hythe serves it at a socket.
     pub fn door(self) -> &'static str {
         match self {
-            Self::UserModeLinux | Self::Qemu | Self::QemuThatListens | Self::QemuOfTwo => "--vhost-user",
+            Self::UserModeLinux
+            | Self::Qemu
+            | Self::QemuThatListens
+            | Self::QemuOfTwo
+            | Self::QemuThatGrows => "--vhost-user",
             Self::QemuOverStream => "--stream",
             Self::QemuOverDatagrams => "--dgram",
         }
@@ -80,6 +87,10 @@ impl Machine {
         let link = match self {
             Self::UserModeLinux => format!("virtio_uml.device={socket}:1"),
             Self::Qemu => vhost_user("reconnect=1"),
+            Self::QemuThatGrows => format!(
+                "{} -qmp unix:{directory}/qmp,server=on,wait=off -device virtio-balloon-pci,id=balloon",
+                vhost_user("reconnect=1")
+            ),
             Self::QemuThatListens => vhost_user("server=on"),
             Self::QemuOfTwo => format!("-smp 2 {},queues=2", vhost_user("reconnect=1")),
             Self::QemuOverStream => {
@@ -91,6 +102,7 @@ impl Machine {
             ),
         };
         let several = if self == Self::QemuOfTwo { ",mq=on" } else { "" };
+        let slots = if self == Self::QemuThatGrows { ",slots=2,maxmem=1G" } else { "" };
         let words = match self {
             // `seccomp=on` makes the system calls of a guest several times cheaper than ptrace(2) does.
             Self::UserModeLinux => vec![
@@ -108,7 +120,7 @@ impl Machine {
             ],
             // Without KVM, QEMU 7.2 crashes on vhost-user with MSI-X: `vectors=0` gives the device none.
             _ => format!(
-                "qemu-system-x86_64 -accel tcg -cpu max -machine q35,memory-backend=memory -m {MEMORY_MIB} \
+                "qemu-system-x86_64 -accel tcg -cpu max -machine q35,memory-backend=memory -m {MEMORY_MIB}{slots} \
                  -object memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on \
                  -nodefaults -no-user-config -display none -no-reboot \
                  {link} -device virtio-net-pci,netdev=net,romfile=,vectors=0{several} \
@@ -213,6 +225,23 @@ impl Vm {
     pub fn serve(&self, port: u16) {
         self.command(&format!("talker serve {port} >/tmp/served 2>&1 &"));
         self.command("until grep ready /tmp/served; do sleep 0.1; done");
+    }
+
+    /// Has QEMU's monitor execute a command (QEMU Machine Protocol).
+    pub fn monitor(&self, command: &str) -> String {
+        let stream = UnixStream::connect(self.directory.path().join("qmp")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut lines = BufReader::new(&stream).lines();
+        let greeting = lines.next().unwrap().unwrap();
+        assert!(greeting.contains("QMP"), "{greeting}");
+        let mut execute = |command: &str| {
+            writeln!(&stream, "{command}").unwrap();
+            // What happens meanwhile is told in between.
+            let answer = lines.by_ref().map(Result::unwrap).find(|line| !line.contains("\"event\""));
+            answer.filter(|line| line.contains("\"return\"")).unwrap_or_else(|| panic!("{command}: refused"))
+        };
+        execute(r#"{"execute": "qmp_capabilities"}"#);
+        execute(command)
     }
 
     /// Ends it as a power failure does.

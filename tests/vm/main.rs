@@ -19,6 +19,7 @@ mod datagrams;
 mod dpdk;
 mod driver;
 mod front_end;
+mod memory;
 mod mtu;
 mod names;
 mod pauses;
