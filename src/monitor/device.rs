@@ -35,6 +35,9 @@ pub(super) struct Vring {
     pub call: Option<OwnedFd>,
     pub error: Option<OwnedFd>,
     pub is_enabled: bool,
+    /// Nothing about it was changed since it was started or disabled: what lies in it while it is disabled is its driver's.
+    /// User-Mode Linux does not stop a ring before it puts another in its place.
+    pub is_settled: bool,
 }
 
 impl Vring {
@@ -159,13 +162,15 @@ impl Device {
         self.is_wanted(pair) && vring.is_started() && vring.is_enabled(self.features)
     }
 
-    /// The receive queue of a pair if it is used, and the transmit queue if it is started: a driver may have put frames
+    /// The receive queue of a pair if it is used, and the transmit queue even if it is not: a driver may have put frames
     /// into it before it was told not to, and waits for them to come back.
     fn rings(&self, pair: usize) -> [Option<Ring>; 2] {
         let [receive, transmit] = [2 * pair as u32, 2 * pair as u32 + 1];
         let is_control = self.control_index().is_some_and(|control| control <= transmit);
         let receive = if self.receives(pair) { self.ring(receive) } else { None };
-        [receive, if is_control { None } else { self.ring(transmit) }]
+        let vring = &self.vrings[transmit as usize];
+        let is_served = !is_control && (vring.is_enabled(self.features) || vring.is_settled);
+        [receive, if is_served { self.ring(transmit) } else { None }]
     }
 
     /// Lets go of a pair; its rings go on from where they stopped.
