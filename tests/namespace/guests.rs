@@ -385,7 +385,8 @@ fn at_a_terminal(site: &Site, session: &str) -> String {
          trap \"echo INT\" INT; echo ready; while :; do sleep 1000 & wait $!; done";
     const CTRL_C: &[u8] = b"\x03";
     const CTRL_BACKSLASH: &[u8] = b"\x1c";
-    let line = format!("{PROGRAM} run -- {session} sh -c '{SCRIPT}'");
+    // `exec`, as `script` uses whatever SHELL names: one that stays in front of hythe would die of the keys itself.
+    let line = format!("exec {PROGRAM} run -- {session} sh -c '{SCRIPT}'");
     let words = ["timeout", "60", "script", "-qec", &line, "/dev/null"];
     let mut terminal = by(site, &words, |command| {
         command.stdin(Stdio::piped());
