@@ -95,6 +95,17 @@ impl Ring {
         ring
     }
 
+    /// Its memory is used for something else.
+    pub fn overwrite(&self, memory: &Memory, byte: u8) {
+        memory.write(self.base, &vec![byte; APART as usize]);
+    }
+
+    /// Nobody has written there since.
+    pub fn assert_is(&self, memory: &Memory, byte: u8) {
+        let changed = memory.read(self.base, APART as usize).iter().position(|now| *now != byte);
+        assert_eq!(changed, None, "offset in the rings");
+    }
+
     /// Descriptor table, available ring, used ring.
     pub fn addresses(&self) -> [u64; 3] {
         [self.base, self.base + 0x4000, self.base + 0x8000]
