@@ -179,7 +179,7 @@ fn a_ring_is_left_alone_once_it_is_disabled_by_who_reads_the_config_space() {
             machine.frontend.set_vring_enable(index, false).unwrap();
         }
         for index in PAIRS[0] {
-            machine.queues[index].ring.overwrite(&machine.memory, FOREIGN);
+            machine.queues[index].ring.overwrite_used(&machine.memory, FOREIGN);
         }
         // The worker hears of each: it has passed in between.
         for _ in 0..4 {
@@ -187,7 +187,7 @@ fn a_ring_is_left_alone_once_it_is_disabled_by_who_reads_the_config_space() {
             machine.frontend.set_vring_call(receive, &machine.queues[receive].call).unwrap();
         }
         for index in PAIRS[0] {
-            machine.queues[index].ring.assert_is(&machine.memory, FOREIGN);
+            machine.queues[index].ring.assert_used_is(&machine.memory, FOREIGN);
             machine.queues[index].ring = Ring::new(&machine.memory, index as u64, QUEUE);
         }
     }
