@@ -17,10 +17,10 @@ use crate::link::{
     Ahead, Capabilities, FRAME_MAX, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space,
     complete,
 };
+use crate::random::Random;
 
 use super::memory::Lent;
 use super::plan::LinkPlan;
-use super::random::Random;
 use super::stage::Stage;
 
 /// A frame outside of the link's memory.
