@@ -206,7 +206,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= 1 << 15);
+        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two());
         let size = size.ok_or(Error::InvalidParam)?;
         self.change(index, |vring| (vring.size, vring.is_settled) = (size, false))
     }
