@@ -288,8 +288,7 @@ impl Link for ModelLink {
     }
 
     fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
-        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
-        self.reserve_for(head_len, len)
+        self.reserve_for(head_len, payload.bytes_max())
     }
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
         match self.slots.get(space.index as usize) {
