@@ -78,8 +78,12 @@ impl Machine {
     /// All that a front-end says before frames go to and fro.
     pub fn attach(&mut self) {
         self.negotiate(&OFFERED);
-        self.frontend.set_mem_table(&[self.memory.region()]).unwrap();
+        self.share_memory();
         self.start([0, 0]);
+    }
+
+    pub fn share_memory(&mut self) {
+        self.frontend.set_mem_table(&[self.memory.region()]).unwrap();
     }
 
     pub fn negotiate(&mut self, expected: &[u32]) {
@@ -115,8 +119,8 @@ impl Machine {
         frontend.set_vring_kick(index, kick).unwrap();
     }
 
-    /// Starts the queues of the first pair.
-    pub fn start(&mut self, next: [u16; 2]) {
+    /// Starts and enables the first queues, each to go on from an entry of its available ring.
+    pub fn start<const N: usize>(&mut self, next: [u16; N]) {
         for (index, next) in next.into_iter().enumerate() {
             self.set_up(index, next);
             self.frontend.set_vring_enable(index, true).unwrap();
@@ -166,6 +170,20 @@ impl Machine {
             self.back(receive) >= answers && self.back(transmit) >= questions
         });
         assert_eq!((self.back(receive), self.back(transmit)), (answers, questions));
+    }
+
+    /// Asks, and is answered.
+    pub fn expect_answer(&mut self, number: u32) {
+        self.expect_answer_on([RECEIVE, TRANSMIT], number);
+    }
+
+    /// The same on a pair of queues: the answer comes back on it, too.
+    pub fn expect_answer_on(&mut self, [receive, transmit]: [usize; 2], number: u32) {
+        let before = [self.back(receive), self.back(transmit)];
+        self.offer_on(receive, 1);
+        self.ask_on(transmit, number, BUFFERS + 0x1000 * transmit as u64);
+        self.kick();
+        self.expect_back_on([receive, transmit], before[0] + 1, before[1] + 1);
     }
 
     /// Waits until so many questions have come back in all; their answers may have died with a hythe.
