@@ -38,16 +38,19 @@ pub const TRANSMIT: usize = 1;
 pub const QUEUE: u16 = 64;
 pub const GUEST_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
 
-/// An ARP request (RFC 826) for the gateway, behind a virtio-net header, `number` in the bytes behind it.
-pub fn question(number: u32) -> Vec<u8> {
-    let mut bytes = vec![0; 12];
-    bytes.extend([0xff; 6]);
-    bytes.extend(GUEST_MAC);
+/// A guest's ARP request (RFC 826) for the gateway.
+pub fn arp_request(mac: [u8; 6]) -> Vec<u8> {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend(mac);
     bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    bytes.extend(GUEST_MAC);
+    bytes.extend(mac);
     bytes.extend([192, 168, 65, 3, 0, 0, 0, 0, 0, 0, 192, 168, 65, 1]);
-    bytes.extend(number.to_be_bytes());
     bytes
+}
+
+/// An ARP request behind a virtio-net header, `number` in the bytes behind it.
+pub fn question(number: u32) -> Vec<u8> {
+    [&[0; 12][..], &arp_request(GUEST_MAC), &number.to_be_bytes()].concat()
 }
 
 /// A queue of the driver's.

@@ -17,6 +17,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::machine::Machine;
 use crate::names::look_up;
+use crate::peer::arp_request;
 use crate::reconnection::{ENGINES, expect_free_port};
 use crate::rig::bytes::{accept, expect_reset};
 use crate::rig::cell::{Cell, Engine};
@@ -130,16 +131,6 @@ tests_of! { another_hythe_may_come:
     a_machine_over_datagrams_outlives_a_hythe_that_was_killed(Machine::QemuOverDatagrams, true);
 }
 
-/// An ARP request (RFC 826) for the gateway.
-fn question(mac: [u8; 6]) -> Vec<u8> {
-    let mut bytes = vec![0xff; 6];
-    bytes.extend(mac);
-    bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    bytes.extend(mac);
-    bytes.extend([192, 168, 65, 3, 0, 0, 0, 0, 0, 0, 192, 168, 65, 1]);
-    bytes
-}
-
 fn is_answer(frame: &[u8], mac: [u8; 6]) -> bool {
     frame[..6] == mac && frame[12..14] == [8, 6] && frame[20..22] == [0, 2]
 }
@@ -157,7 +148,7 @@ trait Peer {
 
     /// Asks for the gateway, and waits until it is answered.
     fn ask(&self, mac: [u8; 6]) -> io::Result<()> {
-        self.send(&question(mac))?;
+        self.send(&arp_request(mac))?;
         self.answer(mac)
     }
 }
@@ -300,7 +291,7 @@ fn what_is_wrong_with_a_stream_is_counted_and_ends_it_alone() {
             client.write_all(&(len as u32).to_be_bytes()).unwrap();
             expect_end(&client);
         }
-        let whole = [&42u32.to_be_bytes()[..], &question(MACS[0])].concat();
+        let whole = [&42u32.to_be_bytes()[..], &arp_request(MACS[0])].concat();
         for cut in [1, 3, 4, 20] {
             let mut client = alone.next_client(MACS[0]);
             client.write_all(&whole[..cut]).unwrap();
@@ -308,7 +299,7 @@ fn what_is_wrong_with_a_stream_is_counted_and_ends_it_alone() {
         // Too short for what it should be, but frames all the same.
         let client = alone.next_client(MACS[1]);
         client.send(b"").unwrap();
-        client.send(&question(MACS[1])[..13]).unwrap();
+        client.send(&arp_request(MACS[1])[..13]).unwrap();
         client.ask(MACS[1]).unwrap();
         let counters = alone.hythe.counters();
         let drops = counters.drops();
@@ -320,7 +311,7 @@ fn what_is_wrong_with_a_stream_is_counted_and_ends_it_alone() {
 /// A peer asks so often without reading that there is no room for answers; then it reads so many, and is served as before.
 fn reads_late(alone: &Alone, peer: &impl Peer, questions: usize, answers: usize) {
     for _ in 0..questions {
-        peer.send(&question(MACS[0])).unwrap();
+        peer.send(&arp_request(MACS[0])).unwrap();
     }
     wait_until("answers to have no room", || alone.hythe.counters().get("dropped_link_full") > 100);
     expect_rest(&alone.hythe);
@@ -374,7 +365,7 @@ fn a_stranger_is_refused_while_a_sender_of_datagrams_is_there() {
         let first = alone.sender("first");
         first.ask(MACS[0]).unwrap();
         let second = alone.sender("second");
-        let refused = second.send(&question(MACS[1])).unwrap_err();
+        let refused = second.send(&arp_request(MACS[1])).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
         first.send(&vec![0; FRAME_MAX + 1]).unwrap();
         first.ask(MACS[0]).unwrap();
@@ -394,7 +385,7 @@ fn a_stranger_is_refused_while_a_sender_of_datagrams_is_there() {
 #[test]
 fn a_datagram_from_a_socket_without_a_name_is_left_unanswered() {
     let alone = Alone::new(Engine::IoUring, "--dgram");
-    UnixDatagram::unbound().unwrap().send_to(&question(MACS[0]), &alone.hythe.guest).unwrap();
+    UnixDatagram::unbound().unwrap().send_to(&arp_request(MACS[0]), &alone.hythe.guest).unwrap();
     wait_until("the user to be told", || alone.hythe.log().contains("has it a name?"));
     alone.sender("first").ask(MACS[1]).unwrap();
     alone.finish();
@@ -457,7 +448,7 @@ fn a_connection_that_hythe_was_started_with_is_served_to_its_end() {
         let pid = Pid::from_raw(child.id() as i32);
         kill(pid, Signal::SIGSTOP).unwrap();
         assert_eq!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)));
-        peer.send(&question(MACS[0])).unwrap();
+        peer.send(&arp_request(MACS[0])).unwrap();
         expect_closed(peer);
         kill(pid, Signal::SIGCONT).unwrap();
         expect_good_end(child);
