@@ -3,12 +3,12 @@
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VringConfigData};
 
 use crate::machine::Machine as Guest;
-use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED, RECEIVE, bits};
+use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED, QUEUE, RECEIVE, bits};
 use crate::rig::bytes::expect_echo;
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::site::FAMILIES;
@@ -154,6 +154,27 @@ fn a_control_queue_that_is_wrong_stops_and_nothing_else_does() {
     machine.kick();
     wait_until("the user to be told", || connection.hythe().log().contains("outside of the guest's memory"));
     machine.expect_answer(1);
+}
+
+#[test]
+fn a_pair_that_cannot_run_keeps_no_other_from_running() {
+    let connection = Connection::new(TWO_PAIRS);
+    let mut machine = machine_of_two(&connection);
+    machine.start([0; 5]);
+    machine.set_pairs(2, 0);
+    let nowhere = VringConfigData {
+        queue_max_size: QUEUE,
+        queue_size: QUEUE,
+        flags: 0,
+        desc_table_addr: 0x1000,
+        used_ring_addr: 0x2000,
+        avail_ring_addr: 0x3000,
+        log_addr: None,
+    };
+    assert!(machine.frontend.set_vring_addr(RECEIVE, &nowhere).is_err());
+    // All pairs are attached anew with the memory.
+    assert!(machine.frontend.set_mem_table(&[machine.memory.region()]).is_err());
+    machine.expect_answer_on(PAIRS[1], 1);
 }
 
 /// Conversations with the guest go on while its queues are switched, all of them with each number of queues.
