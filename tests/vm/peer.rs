@@ -216,6 +216,10 @@ impl Connection {
     pub fn new(cell: Cell) -> Self {
         let mut connection = Self { site: Site::new(), directory: Directory::new(), hythe: None };
         connection.restart(cell);
+        // hythe does so when it starts: while nobody is there, so that no test gets a frame that it has not asked for.
+        wait_until("the router to have advertised itself", || {
+            connection.socket().exists() && connection.hythe().counters().get("dropped_link_full") == 1
+        });
         connection
     }
 
