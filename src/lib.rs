@@ -17,6 +17,8 @@ pub mod netlink;
 pub mod node;
 pub mod observe;
 pub mod policy;
+#[cfg(any(test, feature = "sim"))]
+pub mod random;
 pub mod relay;
 pub mod sandbox;
 #[cfg(feature = "sim")]

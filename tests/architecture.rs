@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Which rooms a room of `src/` may use, besides itself. The order is from the ground up: nobody uses a later one.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("random", &[]),
     ("time", &[]),
     ("frame", &[]),
     ("flow", &["frame", "time"]),

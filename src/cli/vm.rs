@@ -91,16 +91,7 @@ impl Monitor {
 
 /// Serves virtual machines until it is told to end; returns the exit status.
 pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
-    let queues = usize::from(monitor.queues);
-    if !(1..=MAX_WORKERS).contains(&queues) {
-        anyhow::bail!("--queues {queues}: must be from 1 to {MAX_WORKERS}, as many workers as there may be");
-    }
-    if let Some(workers) = options.workers.filter(|workers| *workers != queues) {
-        anyhow::bail!(
-            "--workers {workers}: each worker serves one pair of the virtual machine's queues, of which there are \
-             {queues} (--queues): leave it out"
-        );
-    }
+    options.workers = Some(workers(&options, monitor)?);
     if let Some(name) = &options.interface {
         anyhow::bail!(
             "--interface {name}: a virtual machine names its interfaces itself; it is for hythe run and attach"
@@ -108,7 +99,6 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     }
     // First: what hythe opens itself would be taken for a descriptor that it was started with.
     let inherited = monitor.at.fd.map(sockets::inherit).transpose()?;
-    options.workers = Some(queues);
     let mac_is_given = options.mac.is_some();
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
     let config = Config::new(options, &host)?;
@@ -120,36 +110,33 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
     }
     tracing::info!(
         engine = ?provisions.engine(),
-        queues,
+        queues = monitor.queues,
         descriptors = provisions.descriptors(),
         flows = config.max_flows,
         "starting"
     );
     let mac =
         if mac_is_given { GuestMac::given(config.guest_mac) } else { GuestMac::learned(config.guest_mac) };
-    let machine = Machine { config, provisions, mac: mac.clone(), signals, plate };
+    let machine = Machine { config, provisions, mac, signals, plate };
     match door {
-        Door::VhostUser(door) => {
-            let pairs = Pairs::default();
-            let identity = Identity { mac: machine.config.guest_mac, mtu: machine.config.mtu };
-            let pair = |number| Queue::new(identity.mtu, number, pairs.clone());
-            let (links, controls): (Vec<_>, Vec<_>) = (0..monitor.queues).map(pair).unzip();
-            machine.serve(links, move |wakes| {
-                let workers = controls.into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
-                let served = device::Machine { workers: workers.collect(), pairs, identity };
-                door.serve(served, || mac.forget());
-                false
-            })
-        }
-        Door::Sockets(door) => {
-            let (link, control) =
-                Socket::new(machine.config.mtu, door.socket_type()).context("cannot make an eventfd")?;
-            machine.serve(vec![link], move |wakes| {
-                let worker = [control].into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
-                worker.last().is_some_and(|worker| door.serve(&worker, || mac.forget()).is_ok())
-            })
-        }
+        Door::VhostUser(door) => machine.serve_over_queues(door, monitor.queues),
+        Door::Sockets(door) => machine.serve_over_socket(door),
     }
+}
+
+/// How many workers there are: one a pair of queues, whatever else was asked for.
+fn workers(options: &Options, monitor: &Monitor) -> anyhow::Result<usize> {
+    let queues = usize::from(monitor.queues);
+    if !(1..=MAX_WORKERS).contains(&queues) {
+        anyhow::bail!("--queues {queues}: must be from 1 to {MAX_WORKERS}, as many workers as there may be");
+    }
+    if let Some(workers) = options.workers.filter(|workers| *workers != queues) {
+        anyhow::bail!(
+            "--workers {workers}: each worker serves one pair of the virtual machine's queues, of which there are \
+             {queues} (--queues): leave it out"
+        );
+    }
+    Ok(queues)
 }
 
 /// What it takes to serve, whatever the link.
@@ -162,6 +149,31 @@ struct Machine {
 }
 
 impl Machine {
+    /// Serves over pairs of virtqueues that front-ends of vhost-user attach.
+    fn serve_over_queues(self, door: door::Door, queues: u16) -> anyhow::Result<u8> {
+        let (pairs, mac) = (Pairs::default(), self.mac.clone());
+        let identity = Identity { mac: self.config.guest_mac, mtu: self.config.mtu };
+        let pair = |number| Queue::new(identity.mtu, number, pairs.clone());
+        let (links, controls): (Vec<_>, Vec<_>) = (0..queues).map(pair).unzip();
+        self.serve(links, move |wakes| {
+            let workers = controls.into_iter().zip(wakes).map(|(control, wake)| Worker { control, wake });
+            let served = device::Machine { workers: workers.collect(), pairs, identity };
+            door.serve(served, || mac.forget());
+            false
+        })
+    }
+
+    /// Serves over a socket that carries frames.
+    fn serve_over_socket(self, door: sockets::Door) -> anyhow::Result<u8> {
+        let mac = self.mac.clone();
+        let (link, control) =
+            Socket::new(self.config.mtu, door.socket_type()).context("cannot make an eventfd")?;
+        self.serve(vec![link], move |wakes| {
+            let worker = wakes.into_iter().next().map(|wake| Worker { control, wake });
+            worker.is_some_and(|worker| door.serve(&worker, || mac.forget()).is_ok())
+        })
+    }
+
     /// Serves over links, one a worker, beside which `attend` deals with the monitor; that ends well when no machine can
     /// come any more.
     fn serve<L: Link + Send + 'static>(

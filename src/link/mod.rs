@@ -65,6 +65,14 @@ pub enum Ahead {
     Datagram(usize),
 }
 
+impl Ahead {
+    /// Bytes at the most.
+    pub fn bytes_max(self) -> usize {
+        let (Self::Bytes(len) | Self::Datagram(len)) = self;
+        len
+    }
+}
+
 /// What has changed about a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct News {

@@ -147,8 +147,7 @@ impl Link for Tap {
     }
 
     fn reserve_ahead(&mut self, _head_len: usize, payload: Ahead) -> Option<Space> {
-        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
-        if self.may_reserve_ahead() { self.reserve(len) } else { None }
+        if self.may_reserve_ahead() { self.reserve(payload.bytes_max()) } else { None }
     }
 
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {

@@ -302,12 +302,12 @@ impl Device {
         let pairs = 0..self.machine.workers.len();
         pairs.clone().try_for_each(|pair| self.detach(pair))?;
         self.detach_control();
-        let changed = change(self);
+        // What cannot run keeps nothing else from running.
+        let mut done = change(self);
         for pair in pairs {
-            self.attach(pair)?;
+            done = done.and(self.attach(pair));
         }
-        self.attach_control()?;
-        changed
+        done.and(self.attach_control())
     }
 
     pub fn set_regions(&mut self, regions: Vec<Arc<Region>>) -> Result<()> {

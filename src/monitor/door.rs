@@ -5,9 +5,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::PAUSE;
 use super::device::Machine;
-use super::session;
+use super::{PAUSE, session, tried};
 
 /// Where front-ends come from.
 pub enum Door {
@@ -34,14 +33,7 @@ impl Door {
     pub fn serve(&self, machine: Machine, left: impl Fn()) {
         let machine = Arc::new(machine);
         loop {
-            let stream = match self.next() {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::error!(%error, "no front-end can be accepted");
-                    std::thread::sleep(PAUSE);
-                    continue;
-                }
-            };
+            let Some(stream) = tried(self.next()) else { continue };
             tracing::info!("a virtual machine has come");
             match session::serve(stream, &machine) {
                 Ok(()) => tracing::info!("the virtual machine has gone"),

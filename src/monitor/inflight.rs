@@ -38,21 +38,25 @@ fn queue_len(size: u16) -> u64 {
     HEADER_LEN + MARK_LEN * u64::from(size)
 }
 
+/// Whether there are so many queues, and may be so many descriptors (virtio 1.3, 2.7: a power of two up to 32768).
+fn fits(area: &VhostUserInflight, queues: usize) -> bool {
+    usize::from(area.num_queues) <= queues && area.queue_size.is_power_of_two()
+}
+
 /// An area for so many queues of so many descriptors.
 pub fn create(wanted: &VhostUserInflight, queues: usize) -> Result<(VhostUserInflight, File), Error> {
     let (count, size) = (wanted.num_queues, wanted.queue_size);
-    if usize::from(count) > queues || !size.is_power_of_two() || size > 1 << 15 {
+    if !fits(wanted, queues) {
         return Err(Error::Malformed);
     }
-    let file = File::from(memfd_create("hythe-inflight", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
+    let (nothing, file) = nothing()?;
     let len = queue_len(size) * u64::from(count);
     file.set_len(len)?;
     for queue in 0..u64::from(count) {
         let words = [VERSION.to_ne_bytes(), size.to_ne_bytes()].concat();
         file.write_all_at(&words, queue * queue_len(size) + 8)?;
     }
-    let area = VhostUserInflight { mmap_size: len, mmap_offset: 0, num_queues: count, queue_size: size };
-    Ok((area, file))
+    Ok((VhostUserInflight { mmap_size: len, num_queues: count, queue_size: size, ..nothing }, file))
 }
 
 /// An area of no bytes.
@@ -64,8 +68,7 @@ pub fn nothing() -> Result<(VhostUserInflight, File), Error> {
 /// Looks at an area from which queues are to go on.
 pub fn check(area: &VhostUserInflight, file: &File, queues: usize) -> Result<(), Error> {
     let (count, size) = (area.num_queues, area.queue_size);
-    let fits = usize::from(count) <= queues && size.is_power_of_two() && size <= 1 << 15;
-    if !fits || area.mmap_size < queue_len(size) * u64::from(count) {
+    if !fits(area, queues) || area.mmap_size < queue_len(size) * u64::from(count) {
         return Err(Error::Malformed);
     }
     let mut bytes = vec![0; queue_len(size) as usize];

@@ -13,11 +13,22 @@ pub mod place;
 pub mod session;
 pub mod sockets;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long what has failed is left alone before it is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What was got, unless it failed. Then it is tried again, but not at once.
+fn tried<T>(result: io::Result<T>) -> Option<T> {
+    result
+        .inspect_err(|error| {
+            tracing::error!(%error, "no virtual machine can be accepted");
+            std::thread::sleep(PAUSE);
+        })
+        .ok()
+}
 
 /// How a worker is woken.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;

@@ -2,6 +2,7 @@
 //!
 //! In between, the control queue is served here, where the guest has one of hythe's.
 
+use std::fmt::Display;
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -125,6 +126,16 @@ enum MapError {
     Refused(#[from] MmapRegionError),
 }
 
+/// Where a region lies.
+fn place(region: &VhostUserMemoryRegion) -> Place {
+    Place {
+        guest: region.guest_phys_addr,
+        front_end: region.user_addr,
+        offset: region.mmap_offset,
+        len: region.memory_size,
+    }
+}
+
 /// Maps a region of the guest's memory.
 fn map(place: Place, file: File) -> std::result::Result<Arc<Region>, MapError> {
     let is_short = |metadata: &Metadata| {
@@ -146,6 +157,12 @@ fn nonblocking(file: Option<File>) -> Option<OwnedFd> {
     Some(fd)
 }
 
+/// Refuses what a front-end cannot go on without; so the user is to hear of it.
+fn refuse_aloud(error: impl Display) -> Error {
+    tracing::error!("{error}");
+    refuse(error)
+}
+
 impl VhostUserBackendReqHandlerMut for Device {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
@@ -164,10 +181,10 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let features = self.offered().acknowledged(features).map_err(|error| {
-            tracing::error!("the front-end cannot be served: {error}");
-            refuse(error)
-        })?;
+        let features = self
+            .offered()
+            .acknowledged(features)
+            .map_err(|error| refuse_aloud(format!("the front-end cannot be served: {error}")))?;
         self.change_all(|device| {
             device.features = features;
             device.pairs_wanted = 1;
@@ -181,24 +198,15 @@ impl VhostUserBackendReqHandlerMut for Device {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let places = regions.iter().map(|region| Place {
-            guest: region.guest_phys_addr,
-            front_end: region.user_addr,
-            offset: region.mmap_offset,
-            len: region.memory_size,
-        });
         let mapped: std::result::Result<Vec<_>, _> =
-            places.zip(files).map(|(place, file)| map(place, file)).collect();
-        let mapped = mapped.map_err(|error| {
-            tracing::error!("{error}");
-            refuse(error)
-        })?;
+            regions.iter().map(place).zip(files).map(|(place, file)| map(place, file)).collect();
+        let mapped = mapped.map_err(refuse_aloud)?;
         self.change_all(|device| device.set_regions(mapped))?;
         Ok(None)
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= 1 << 15);
+        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two());
         let size = size.ok_or(Error::InvalidParam)?;
         self.change(index, |vring| vring.size = size)
     }
@@ -306,10 +314,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
-        inflight::check(inflight, &file, self.vrings.len()).map_err(|error| {
-            tracing::error!("{error}");
-            refuse(error)
-        })?;
+        inflight::check(inflight, &file, self.vrings.len()).map_err(refuse_aloud)?;
         self.change_all(|device| {
             device.goes_on = true;
             Ok(())
@@ -329,19 +334,11 @@ impl VhostUserBackendReqHandlerMut for Device {
         if self.regions.len() == MEMORY_SLOTS {
             return Err(refuse("the front-end shares more regions of memory than it may"));
         }
-        let place = Place {
-            guest: region.guest_phys_addr,
-            front_end: region.user_addr,
-            offset: region.mmap_offset,
-            len: region.memory_size,
-        };
+        let place = place(region);
         // QEMU 7.2 adds, and removes, each region once for every pair of queues.
         let region = match self.regions.iter().find(|region| region.place() == place) {
             Some(known) => known.clone(),
-            None => map(place, file).map_err(|error| {
-                tracing::error!("{error}");
-                refuse(error)
-            })?,
+            None => map(place, file).map_err(refuse_aloud)?,
         };
         self.change_all(|device| {
             let regions = device.regions.iter().cloned().chain([region]).collect();

@@ -8,7 +8,6 @@
 //! The frames themselves are the link's ([`crate::link::socket`]), which also says when a connection has ended.
 #![allow(unsafe_code)]
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 
@@ -19,7 +18,7 @@ use crate::link::commands::Ended;
 use crate::link::socket::{Control, SocketType};
 
 use super::place::{Inode, inode};
-use super::{PAUSE, Worker};
+use super::{PAUSE, Worker, tried};
 
 /// The system calls made here, beside those of the runtime.
 pub const SYSTEM_CALLS: &[libc::c_long] = &[
@@ -114,16 +113,6 @@ impl Door {
             Self::Inherited(socket, _) => serve_one(worker, socket, &Meanwhile::Nothing),
         }
     }
-}
-
-/// What was got, unless it failed. Then it is tried again, but not at once.
-fn tried<T>(result: io::Result<T>) -> Option<T> {
-    result
-        .inspect_err(|error| {
-            tracing::error!(%error, "no virtual machine can be accepted");
-            std::thread::sleep(PAUSE);
-        })
-        .ok()
 }
 
 /// What there is to do while a monitor is served.

@@ -2,10 +2,10 @@
 //!
 //! The guest's programs and the world's peers follow the same scripts.
 
+use crate::random::Random;
 use crate::time::Now;
 
 use super::clock::earliest;
-use super::random::Random;
 
 /// When the program may write the next bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -21,10 +21,10 @@ use crate::host::{ConnectPlan, EchoKind, EchoSocket, Sockets};
 use crate::io::{Kind, Operations, Piece};
 use crate::link::{Ahead, Capabilities, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space};
 
+use crate::random::Random;
 use crate::worker::simulated::{Omission, omit};
 
 use super::check::Name;
-use super::random::Random;
 
 /// A planted bug.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

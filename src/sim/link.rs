@@ -17,10 +17,10 @@ use crate::link::{
     Ahead, Capabilities, FRAME_MAX, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space,
     complete,
 };
+use crate::random::Random;
 
 use super::memory::Lent;
 use super::plan::LinkPlan;
-use super::random::Random;
 use super::stage::Stage;
 
 /// A frame outside of the link's memory.
@@ -288,8 +288,7 @@ impl Link for ModelLink {
     }
 
     fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
-        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
-        self.reserve_for(head_len, len)
+        self.reserve_for(head_len, payload.bytes_max())
     }
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
         match self.slots.get(space.index as usize) {

@@ -23,7 +23,6 @@ pub mod memory;
 pub mod pattern;
 pub mod peers;
 pub mod plan;
-pub mod random;
 pub mod servers;
 pub mod sockets;
 pub mod stage;

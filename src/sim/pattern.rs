@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::random::Random;
+use crate::random::Random;
 
 /// The pattern's period: a prime, so that no power of two is a multiple of it.
 const PERIOD: usize = 65_521;

@@ -9,13 +9,13 @@ use std::rc::Rc;
 
 use crate::exchange::mail::ToWorker;
 use crate::flow::slab::Slot;
+use crate::random::Random;
 use crate::time::Now;
 
 use super::application::Application;
 use super::check::Ending;
 use super::kernel::{Kernel, own_address};
 use super::plan::{ConnectionPlan, Opening};
-use super::random::Random;
 use super::sockets::ModelSocket;
 use super::stage::Stage;
 use super::stream_socket::{Standing, StreamSocket};

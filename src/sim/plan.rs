@@ -1,9 +1,9 @@
 //! What a seed chooses: the link, the wire, the host, and every conversation with what its ends do.
 
 use crate::frame::address::{Address, Endpoint};
+use crate::random::Random;
 
 use super::application::{Close, Pace, Reset, Script};
-use super::random::Random;
 
 /// One millisecond.
 pub const MS: u64 = 1_000_000;

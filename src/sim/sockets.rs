@@ -11,11 +11,11 @@ use crate::frame::address::Endpoint;
 use crate::host::errors::{QueuedError, SocketError};
 use crate::host::tcp::Accepted;
 use crate::host::{ConnectPlan, EchoKind, EchoSocket, HostSocket, Sockets};
+use crate::random::Random;
 use crate::time::Now;
 
 use super::kernel::{Kernel, own_address};
 use super::plan::{ConnectionPlan, HostPlan, Opening, Outcome};
-use super::random::Random;
 use super::stage::Stage;
 use super::stream_socket::{Standing, StreamSocket};
 

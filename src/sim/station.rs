@@ -18,6 +18,7 @@ use crate::observe::counters::Counters;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
 use crate::policy::guest_mac::GuestMac;
+use crate::random::Random;
 use crate::time::Now;
 use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
@@ -28,7 +29,6 @@ use super::guest::{GATEWAY_MAC, MAC};
 use super::kernel::{FIRST_LINK_FD, Kernel};
 use super::link::{ModelLink, Port};
 use super::plan::{Plan, gateway_address, guest_address, host_address};
-use super::random::Random;
 use super::sockets::{Connections, ModelSocket, ModelSockets};
 use super::stage::Stage;
 

@@ -5,12 +5,12 @@ use crate::frame::build::{self, Route};
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::tcp::Flags;
 use crate::frame::view::{Content, Transport, View};
+use crate::random::Random;
 use crate::time::Now;
 
 use super::check::Name;
 use super::link::Frame;
 use super::plan::WirePlan;
-use super::random::Random;
 
 /// One direction of the wire.
 pub struct Wire {

@@ -56,10 +56,7 @@ fn what_was_not_offered_is_refused_and_the_front_end_may_go_on() {
     assert!(frontend.set_features(bits(&OFFERED)).is_ok());
     assert!(frontend.set_mem_table(&[machine.memory.region()]).is_ok());
     machine.start([0, 0]);
-    machine.offer(1);
-    machine.ask(1, BUFFERS);
-    machine.kick();
-    machine.expect_back(1, 1);
+    machine.expect_answer(1);
 }
 
 #[test]
@@ -169,7 +166,7 @@ fn a_hythe_that_is_killed_leaves_nothing_that_another_could_not_go_on_from() {
         connection.restart(Cell::new(if round % 4 < 2 { Engine::Epoll } else { Engine::IoUring }, 1));
         machine.frontend = connection.connect();
         machine.negotiate(&OFFERED);
-        machine.frontend.set_mem_table(&[machine.memory.region()]).unwrap();
+        machine.share_memory();
         // As QEMU does: what was not given back is taken again.
         let back = [machine.back(RECEIVE), machine.back(TRANSMIT)].map(|len| len as u16);
         machine.start(back);
@@ -192,7 +189,7 @@ fn buffers_in_flight_when_hythe_is_killed_come_back_once() {
         let frontend = &mut machine.frontend;
         let (shape, file) = area.get_or_insert_with(|| frontend.get_inflight_fd(&wanted).unwrap());
         frontend.set_inflight_fd(shape, file.as_raw_fd()).unwrap();
-        frontend.set_mem_table(&[machine.memory.region()]).unwrap();
+        machine.share_memory();
         machine.start([0, 0]);
         machine.expect_questions(round - 1);
         machine.ask(round as u32, BUFFERS);
@@ -216,10 +213,7 @@ fn front_ends_may_come_and_go_and_say_anything() {
     }
     let mut machine = Machine::new(&connection, 2);
     machine.attach();
-    machine.offer(1);
-    machine.ask(1, BUFFERS);
-    machine.kick();
-    machine.expect_back(1, 1);
+    machine.expect_answer(1);
     let hythe = connection.hythe.unwrap();
     hythe.signal(Signal::SIGTERM);
     hythe.end().assert_clean(0);

@@ -38,16 +38,19 @@ pub const TRANSMIT: usize = 1;
 pub const QUEUE: u16 = 64;
 pub const GUEST_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
 
-/// An ARP request (RFC 826) for the gateway, behind a virtio-net header, `number` in the bytes behind it.
-pub fn question(number: u32) -> Vec<u8> {
-    let mut bytes = vec![0; 12];
-    bytes.extend([0xff; 6]);
-    bytes.extend(GUEST_MAC);
+/// A guest's ARP request (RFC 826) for the gateway.
+pub fn arp_request(mac: [u8; 6]) -> Vec<u8> {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend(mac);
     bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    bytes.extend(GUEST_MAC);
+    bytes.extend(mac);
     bytes.extend([192, 168, 65, 3, 0, 0, 0, 0, 0, 0, 192, 168, 65, 1]);
-    bytes.extend(number.to_be_bytes());
     bytes
+}
+
+/// An ARP request behind a virtio-net header, `number` in the bytes behind it.
+pub fn question(number: u32) -> Vec<u8> {
+    [&[0; 12][..], &arp_request(GUEST_MAC), &number.to_be_bytes()].concat()
 }
 
 /// A queue of the driver's.
@@ -78,8 +81,12 @@ impl Machine {
     /// All that a front-end says before frames go to and fro.
     pub fn attach(&mut self) {
         self.negotiate(&OFFERED);
-        self.frontend.set_mem_table(&[self.memory.region()]).unwrap();
+        self.share_memory();
         self.start([0, 0]);
+    }
+
+    pub fn share_memory(&mut self) {
+        self.frontend.set_mem_table(&[self.memory.region()]).unwrap();
     }
 
     pub fn negotiate(&mut self, expected: &[u32]) {
@@ -115,8 +122,8 @@ impl Machine {
         frontend.set_vring_kick(index, kick).unwrap();
     }
 
-    /// Starts the queues of the first pair.
-    pub fn start(&mut self, next: [u16; 2]) {
+    /// Starts and enables the first queues, each to go on from an entry of its available ring.
+    pub fn start<const N: usize>(&mut self, next: [u16; N]) {
         for (index, next) in next.into_iter().enumerate() {
             self.set_up(index, next);
             self.frontend.set_vring_enable(index, true).unwrap();
@@ -168,6 +175,20 @@ impl Machine {
         assert_eq!((self.back(receive), self.back(transmit)), (answers, questions));
     }
 
+    /// Asks, and is answered.
+    pub fn expect_answer(&mut self, number: u32) {
+        self.expect_answer_on([RECEIVE, TRANSMIT], number);
+    }
+
+    /// The same on a pair of queues: the answer comes back on it, too.
+    pub fn expect_answer_on(&mut self, [receive, transmit]: [usize; 2], number: u32) {
+        let before = [self.back(receive), self.back(transmit)];
+        self.offer_on(receive, 1);
+        self.ask_on(transmit, number, BUFFERS + 0x1000 * transmit as u64);
+        self.kick();
+        self.expect_back_on([receive, transmit], before[0] + 1, before[1] + 1);
+    }
+
     /// Waits until so many questions have come back in all; their answers may have died with a hythe.
     pub fn expect_questions(&mut self, questions: usize) {
         wait_until("the questions to come back", || self.back(TRANSMIT) >= questions);
@@ -195,6 +216,10 @@ impl Connection {
     pub fn new(cell: Cell) -> Self {
         let mut connection = Self { site: Site::new(), directory: Directory::new(), hythe: None };
         connection.restart(cell);
+        // hythe does so when it starts: while nobody is there, so that no test gets a frame that it has not asked for.
+        wait_until("the router to have advertised itself", || {
+            connection.socket().exists() && connection.hythe().counters().get("dropped_link_full") == 1
+        });
         connection
     }
 

@@ -3,9 +3,9 @@
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VringConfigData};
 
 use crate::machine::Machine as Guest;
 use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED, QUEUE, RECEIVE, bits};
@@ -31,19 +31,8 @@ fn offered() -> Vec<u32> {
 fn machine_of_two(connection: &Connection) -> Machine {
     let mut machine = Machine::new(connection, 5);
     machine.negotiate(&offered());
-    machine.frontend.set_mem_table(&[machine.memory.region()]).unwrap();
+    machine.share_memory();
     machine
-}
-
-/// Asks on some pairs, in turn; the answers come back on the same.
-fn expect_answers(machine: &mut Machine, number: u32, pairs: &[[usize; 2]]) {
-    for [receive, transmit] in pairs.iter().copied() {
-        let before = [machine.back(receive), machine.back(transmit)];
-        machine.offer_on(receive, 1);
-        machine.ask_on(transmit, number, BUFFERS + 0x1000 * transmit as u64);
-        machine.kick();
-        machine.expect_back_on([receive, transmit], before[0] + 1, before[1] + 1);
-    }
 }
 
 #[test]
@@ -54,12 +43,11 @@ fn each_pair_is_served_and_says_so() {
     assert!(protocol.contains(VhostUserProtocolFeatures::MQ));
     let (_, space) = machine.frontend.get_config(0, 12, VhostUserConfigFlags::empty(), &[0; 12]).unwrap();
     assert_eq!(space[8..10], [2, 0], "max_virtqueue_pairs");
-    for index in 0..5 {
-        machine.set_up(index, 0);
-        machine.frontend.set_vring_enable(index, true).unwrap();
-    }
+    machine.start([0; 5]);
     machine.set_pairs(2, 0);
-    expect_answers(&mut machine, 1, &PAIRS);
+    for pair in PAIRS {
+        machine.expect_answer_on(pair, 1);
+    }
     // One that reads the config space has the control queue to count; others have one of their own.
     assert_eq!(machine.frontend.get_queue_num().unwrap(), 5);
     machine.frontend.set_protocol_features(protocol - VhostUserProtocolFeatures::CONFIG).unwrap();
@@ -90,12 +78,11 @@ impl Machine {
 fn the_driver_switches_pairs_over_the_control_queue() {
     let connection = Connection::new(TWO_PAIRS);
     let mut machine = machine_of_two(&connection);
-    for index in 0..5 {
-        machine.set_up(index, 0);
-        machine.frontend.set_vring_enable(index, true).unwrap();
-    }
+    machine.start([0; 5]);
     machine.set_pairs(2, 0);
-    expect_answers(&mut machine, 1, &PAIRS);
+    for pair in PAIRS {
+        machine.expect_answer_on(pair, 1);
+    }
     for round in 2..20 {
         machine.set_pairs(1, 0);
         let [receive, transmit] = PAIRS[1];
@@ -109,9 +96,11 @@ fn the_driver_switches_pairs_over_the_control_queue() {
         wait_until("the question to come back", || machine.back(transmit) == before[1] + 1);
         wait_until("the answer", || machine.back(RECEIVE) == answers + 1);
         assert_eq!(machine.back(receive), before[0], "a receive queue that is off is left alone");
-        expect_answers(&mut machine, round, &PAIRS[..1]);
+        machine.expect_answer(round);
         machine.set_pairs(2, 0);
-        expect_answers(&mut machine, round, &PAIRS);
+        for pair in PAIRS {
+            machine.expect_answer_on(pair, round);
+        }
     }
     for wrong in
         [&[4, 0, 3, 0][..], &[4, 0, 0, 0], &[4, 1, 1, 0], &[0, 0, 1], &[4, 0, 1], &[4], &[4, 0, 1, 0, 0]]
@@ -129,14 +118,11 @@ fn a_driver_that_takes_no_pairs_has_one_and_finds_the_control_queue_behind_it() 
     let features: Vec<u32> = offered().into_iter().filter(|bit| *bit != MQ).collect();
     machine.frontend.set_features(bits(&features)).unwrap();
     machine.queues.swap(2, CONTROL);
-    for index in 0..3 {
-        machine.set_up(index, 0);
-        machine.frontend.set_vring_enable(index, true).unwrap();
-    }
+    machine.start([0; 3]);
     machine.queues.swap(2, CONTROL);
     machine.set_pairs(2, 1);
     machine.set_pairs(1, 0);
-    expect_answers(&mut machine, 1, &PAIRS[..1]);
+    machine.expect_answer(1);
 }
 
 #[test]
@@ -197,14 +183,32 @@ fn a_ring_is_left_alone_once_it_is_disabled_by_who_reads_the_config_space() {
 fn a_control_queue_that_is_wrong_stops_and_nothing_else_does() {
     let connection = Connection::new(TWO_PAIRS);
     let mut machine = machine_of_two(&connection);
-    for index in 0..5 {
-        machine.set_up(index, 0);
-        machine.frontend.set_vring_enable(index, true).unwrap();
-    }
+    machine.start([0; 5]);
     machine.queues[CONTROL].ring.offer(&machine.memory, 0x10, 4, false);
     machine.kick();
     wait_until("the user to be told", || connection.hythe().log().contains("outside of the guest's memory"));
-    expect_answers(&mut machine, 1, &PAIRS[..1]);
+    machine.expect_answer(1);
+}
+
+#[test]
+fn a_pair_that_cannot_run_keeps_no_other_from_running() {
+    let connection = Connection::new(TWO_PAIRS);
+    let mut machine = machine_of_two(&connection);
+    machine.start([0; 5]);
+    machine.set_pairs(2, 0);
+    let nowhere = VringConfigData {
+        queue_max_size: QUEUE,
+        queue_size: QUEUE,
+        flags: 0,
+        desc_table_addr: 0x1000,
+        used_ring_addr: 0x2000,
+        avail_ring_addr: 0x3000,
+        log_addr: None,
+    };
+    assert!(machine.frontend.set_vring_addr(RECEIVE, &nowhere).is_err());
+    // All pairs are attached anew with the memory.
+    assert!(machine.frontend.set_mem_table(&[machine.memory.region()]).is_err());
+    machine.expect_answer_on(PAIRS[1], 1);
 }
 
 /// Conversations with the guest go on while its queues are switched, all of them with each number of queues.

@@ -13,7 +13,7 @@ use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::wait::wait_until;
 use crate::world::{PORT, boot, expect_network, expect_service, serve, serve_at, start};
 
-const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Epoll];
+pub const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Epoll];
 
 /// The guest sees its link go, or come back.
 fn expect_carrier(vm: &Vm, carrier: &str) {

@@ -17,7 +17,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::machine::Machine;
 use crate::names::look_up;
-use crate::reconnection::expect_free_port;
+use crate::peer::arp_request;
+use crate::reconnection::{ENGINES, expect_free_port};
 use crate::rig::bytes::{accept, expect_reset};
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::directory::Directory;
@@ -26,18 +27,24 @@ use crate::rig::process::descriptors;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::socket::receive;
 use crate::rig::wait::{PATIENCE, pause, wait_for, wait_until};
-use crate::streams::{carries, expect_published_port};
+use crate::streams::{MIB, carries, expect_published_port};
 use crate::world::{PORT, World, boot, expect_service, serve_at};
-
-const MIB: u64 = 1 << 20;
-
-const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Epoll];
 
 /// The guest's addresses of its link, one after the other.
 const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0x12, 0x34, 0x56], [0x52, 0x54, 0, 0x12, 0x34, 0x57]];
 
 /// The longest frame: an IP packet of 64 KiB in Ethernet.
 const FRAME_MAX: usize = 14 + 65_535;
+
+/// Makes a test of each case of a claim: `tests_of! { a_claim: a_case(argument, …); … }`.
+macro_rules! tests_of {
+    ($claim:ident: $($name:ident($($argument:expr),*);)*) => {$(
+        #[test]
+        fn $name() {
+            $claim($($argument),*);
+        }
+    )*};
+}
 
 fn is_served_like_any_other(machine: Machine, engine: Engine) {
     let world = World::new(machine, Cell::new(engine, 1));
@@ -65,24 +72,11 @@ fn give_back(socket: &UdpSocket, count: usize) {
     }
 }
 
-#[test]
-fn a_guest_over_a_stream_is_served_on_io_uring() {
-    is_served_like_any_other(Machine::QemuOverStream, Engine::IoUring);
-}
-
-#[test]
-fn a_guest_over_a_stream_is_served_on_epoll() {
-    is_served_like_any_other(Machine::QemuOverStream, Engine::Epoll);
-}
-
-#[test]
-fn a_guest_over_datagrams_is_served_on_io_uring() {
-    is_served_like_any_other(Machine::QemuOverDatagrams, Engine::IoUring);
-}
-
-#[test]
-fn a_guest_over_datagrams_is_served_on_epoll() {
-    is_served_like_any_other(Machine::QemuOverDatagrams, Engine::Epoll);
+tests_of! { is_served_like_any_other:
+    a_guest_over_a_stream_is_served_on_io_uring(Machine::QemuOverStream, Engine::IoUring);
+    a_guest_over_a_stream_is_served_on_epoll(Machine::QemuOverStream, Engine::Epoll);
+    a_guest_over_datagrams_is_served_on_io_uring(Machine::QemuOverDatagrams, Engine::IoUring);
+    a_guest_over_datagrams_is_served_on_epoll(Machine::QemuOverDatagrams, Engine::Epoll);
 }
 
 /// A machine is killed; its connections are reset, and another one is served in its place.
@@ -105,17 +99,13 @@ fn another_may_come(machine: Machine) {
     world.hythe.end().assert_clean(0);
 }
 
-#[test]
-fn a_machine_over_a_stream_may_be_followed_by_another() {
-    another_may_come(Machine::QemuOverStream);
+tests_of! { another_may_come:
+    a_machine_over_a_stream_may_be_followed_by_another(Machine::QemuOverStream);
+    a_machine_over_datagrams_may_be_followed_by_another(Machine::QemuOverDatagrams);
 }
 
-#[test]
-fn a_machine_over_datagrams_may_be_followed_by_another() {
-    another_may_come(Machine::QemuOverDatagrams);
-}
-
-/// hythe is killed; the next one serves at the same socket, whose name it has left.
+/// hythe is killed; the next one serves at the same socket, whose name it has left. A machine survives that where it need not
+/// call: QEMU calls once (`reconnect` came with version 8).
 fn another_hythe_may_come(machine: Machine, survives: bool) {
     let mut world = World::new(machine, Cell::new(Engine::IoUring, 1));
     for engine in ENGINES {
@@ -135,25 +125,10 @@ fn another_hythe_may_come(machine: Machine, survives: bool) {
     world.hythe.end().assert_clean(0);
 }
 
-#[test]
-fn a_hythe_that_was_killed_may_be_followed_by_another_which_waits_for_a_machine_over_a_stream() {
-    // QEMU calls once (`reconnect` came with version 8).
-    another_hythe_may_come(Machine::QemuOverStream, false);
-}
-
-#[test]
-fn a_machine_over_datagrams_outlives_a_hythe_that_was_killed() {
-    another_hythe_may_come(Machine::QemuOverDatagrams, true);
-}
-
-/// An ARP request (RFC 826) for the gateway.
-fn question(mac: [u8; 6]) -> Vec<u8> {
-    let mut bytes = vec![0xff; 6];
-    bytes.extend(mac);
-    bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    bytes.extend(mac);
-    bytes.extend([192, 168, 65, 3, 0, 0, 0, 0, 0, 0, 192, 168, 65, 1]);
-    bytes
+tests_of! { another_hythe_may_come:
+    a_hythe_that_was_killed_may_be_followed_by_another_which_waits_for_a_machine_over_a_stream(
+        Machine::QemuOverStream, false);
+    a_machine_over_datagrams_outlives_a_hythe_that_was_killed(Machine::QemuOverDatagrams, true);
 }
 
 fn is_answer(frame: &[u8], mac: [u8; 6]) -> bool {
@@ -173,7 +148,7 @@ trait Peer {
 
     /// Asks for the gateway, and waits until it is answered.
     fn ask(&self, mac: [u8; 6]) -> io::Result<()> {
-        self.send(&question(mac))?;
+        self.send(&arp_request(mac))?;
         self.answer(mac)
     }
 }
@@ -194,6 +169,14 @@ impl Peer for UnixStream {
     }
 }
 
+/// The frame that one read gives.
+fn message(read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; FRAME_MAX];
+    let len = read(&mut frame)?;
+    frame.truncate(len);
+    Ok(frame)
+}
+
 /// Messages on a socket that is connected.
 impl Peer for Socket {
     fn send(&self, frame: &[u8]) -> io::Result<()> {
@@ -201,10 +184,7 @@ impl Peer for Socket {
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut frame = vec![0; FRAME_MAX];
-        let len = (&*self).read(&mut frame)?;
-        frame.truncate(len);
-        Ok(frame)
+        message(|bytes| (&*self).read(bytes))
     }
 }
 
@@ -220,10 +200,7 @@ impl Peer for Sender {
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut frame = vec![0; FRAME_MAX];
-        let len = self.socket.recv(&mut frame)?;
-        frame.truncate(len);
-        Ok(frame)
+        message(|bytes| self.socket.recv(bytes))
     }
 }
 
@@ -314,7 +291,7 @@ fn what_is_wrong_with_a_stream_is_counted_and_ends_it_alone() {
             client.write_all(&(len as u32).to_be_bytes()).unwrap();
             expect_end(&client);
         }
-        let whole = [&42u32.to_be_bytes()[..], &question(MACS[0])].concat();
+        let whole = [&42u32.to_be_bytes()[..], &arp_request(MACS[0])].concat();
         for cut in [1, 3, 4, 20] {
             let mut client = alone.next_client(MACS[0]);
             client.write_all(&whole[..cut]).unwrap();
@@ -322,7 +299,7 @@ fn what_is_wrong_with_a_stream_is_counted_and_ends_it_alone() {
         // Too short for what it should be, but frames all the same.
         let client = alone.next_client(MACS[1]);
         client.send(b"").unwrap();
-        client.send(&question(MACS[1])[..13]).unwrap();
+        client.send(&arp_request(MACS[1])[..13]).unwrap();
         client.ask(MACS[1]).unwrap();
         let counters = alone.hythe.counters();
         let drops = counters.drops();
@@ -331,21 +308,24 @@ fn what_is_wrong_with_a_stream_is_counted_and_ends_it_alone() {
     }
 }
 
+/// A peer asks so often without reading that there is no room for answers; then it reads so many, and is served as before.
+fn reads_late(alone: &Alone, peer: &impl Peer, questions: usize, answers: usize) {
+    for _ in 0..questions {
+        peer.send(&arp_request(MACS[0])).unwrap();
+    }
+    wait_until("answers to have no room", || alone.hythe.counters().get("dropped_link_full") > 100);
+    expect_rest(&alone.hythe);
+    for _ in 0..answers {
+        peer.answer(MACS[0]).unwrap();
+    }
+    peer.ask(MACS[0]).unwrap();
+}
+
 #[test]
 fn a_peer_that_does_not_read_gets_whole_frames_once_it_does() {
-    const QUESTIONS: usize = 20_000;
     for engine in ENGINES {
         let alone = Alone::new(engine, "--stream");
-        let client = alone.connect();
-        for _ in 0..QUESTIONS {
-            client.send(&question(MACS[0])).unwrap();
-        }
-        wait_until("answers to have no room", || alone.hythe.counters().get("dropped_link_full") > 100);
-        expect_rest(&alone.hythe);
-        for _ in 0..100 {
-            client.answer(MACS[0]).unwrap();
-        }
-        client.ask(MACS[0]).unwrap();
+        reads_late(&alone, &alone.connect(), 20_000, 100);
         alone.finish();
     }
 }
@@ -354,17 +334,8 @@ fn a_peer_that_does_not_read_gets_whole_frames_once_it_does() {
 fn a_sender_of_datagrams_that_does_not_read_gets_answers_once_it_does() {
     for engine in ENGINES {
         let alone = Alone::new(engine, "--dgram");
-        let sender = alone.sender("sender");
-        for _ in 0..2000 {
-            sender.send(&question(MACS[0])).unwrap();
-        }
-        wait_until("answers to have no room", || alone.hythe.counters().get("dropped_link_full") > 100);
-        expect_rest(&alone.hythe);
         // The queue of a socket is shorter than what waits in the link.
-        for _ in 0..60 {
-            sender.answer(MACS[0]).unwrap();
-        }
-        sender.ask(MACS[0]).unwrap();
+        reads_late(&alone, &alone.sender("sender"), 2000, 60);
         alone.finish();
     }
 }
@@ -394,7 +365,7 @@ fn a_stranger_is_refused_while_a_sender_of_datagrams_is_there() {
         let first = alone.sender("first");
         first.ask(MACS[0]).unwrap();
         let second = alone.sender("second");
-        let refused = second.send(&question(MACS[1])).unwrap_err();
+        let refused = second.send(&arp_request(MACS[1])).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
         first.send(&vec![0; FRAME_MAX + 1]).unwrap();
         first.ask(MACS[0]).unwrap();
@@ -414,7 +385,7 @@ fn a_stranger_is_refused_while_a_sender_of_datagrams_is_there() {
 #[test]
 fn a_datagram_from_a_socket_without_a_name_is_left_unanswered() {
     let alone = Alone::new(Engine::IoUring, "--dgram");
-    UnixDatagram::unbound().unwrap().send_to(&question(MACS[0]), &alone.hythe.guest).unwrap();
+    UnixDatagram::unbound().unwrap().send_to(&arp_request(MACS[0]), &alone.hythe.guest).unwrap();
     wait_until("the user to be told", || alone.hythe.log().contains("has it a name?"));
     alone.sender("first").ask(MACS[1]).unwrap();
     alone.finish();
@@ -477,7 +448,7 @@ fn a_connection_that_hythe_was_started_with_is_served_to_its_end() {
         let pid = Pid::from_raw(child.id() as i32);
         kill(pid, Signal::SIGSTOP).unwrap();
         assert_eq!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(pid, Signal::SIGSTOP)));
-        peer.send(&question(MACS[0])).unwrap();
+        peer.send(&arp_request(MACS[0])).unwrap();
         expect_closed(peer);
         kill(pid, Signal::SIGCONT).unwrap();
         expect_good_end(child);

@@ -2,8 +2,8 @@
 //!
 //! Two engines with one surface: [`uring`] (io_uring) and [`epoll`] (mio), chosen at start. The surface is that of a
 //! proactor whose operations never wait: a batch is handed over and is done when [`Engine::run`] returns, in one
-//! system call (io_uring) or one a piece (epoll). Readiness comes edge-triggered from [`Engine::wait`], because data
-//! that was peeked leaves a socket readable.
+//! system call (io_uring, but for [`crate::io::Kind::SendEach`], which has no entry) or one a piece (epoll). Readiness
+//! comes edge-triggered from [`Engine::wait`], because data that was peeked leaves a socket readable.
 
 pub mod direct;
 pub mod epoll;

@@ -4,7 +4,7 @@
 //! before it is enabled it is restricted to the operations of this file, because seccomp does not see what a ring
 //! does. A batch is pushed and entered once: each operation carries `MSG_DONTWAIT` or is on a non-blocking descriptor,
 //! so the kernel completes it during submission and no operation is ever left armed but polls. A batch of one is made
-//! as a plain system call, which costs less than a ring entry.
+//! as a plain system call, which costs less than a ring entry; and so is `sendmmsg`, for which there is no entry.
 //!
 //! Polls are multishot, which makes them edge-triggered. An armed poll holds its file, so a descriptor that is closed
 //! is unwatched first; the cancellation is submitted before the worker sleeps.
@@ -214,7 +214,8 @@ impl Uring {
         unsafe { self.ring.submitter().enter::<libc::sigset_t>(unsent, 0, GET_EVENTS, None) }
     }
 
-    fn push_operation(&mut self, operations: &mut Operations, index: usize) {
+    /// Puts an operation into the submission queue; returns whether it is done already, as one that has no entry is.
+    fn push_operation(&mut self, operations: &mut Operations, index: usize) -> bool {
         let Operations { list, pieces, messages, .. } = operations;
         let operation = &list[index];
         let fd = Fd(operation.fd);
@@ -240,12 +241,16 @@ impl Uring {
             Kind::Peek | Kind::Receive | Kind::ReceiveDatagram => {
                 opcode::RecvMsg::new(fd, header).flags(receive_flags).build()
             }
-            // The caller makes plain calls of the others.
-            Kind::Discard | Kind::SendEach => opcode::Recv::new(fd, std::ptr::null_mut(), operation.extra)
+            Kind::Discard => opcode::Recv::new(fd, std::ptr::null_mut(), operation.extra)
                 .flags(receive_flags as i32)
                 .build(),
+            Kind::SendEach => {
+                self.perform(operations, index);
+                return true;
+            }
         };
         self.push(&entry.user_data(OPERATION | index as u64));
+        false
     }
 
     fn run_on_ring(&mut self, operations: &mut Operations) {
@@ -259,13 +264,7 @@ impl Uring {
             let room = self.ring.params().sq_entries() as usize - self.ring.submission().len();
             let end = total.min(pushed + room);
             for index in pushed..end {
-                if operations.list[index].kind == Kind::SendEach {
-                    // There is no entry for it.
-                    self.perform(operations, index);
-                    done += 1;
-                } else {
-                    self.push_operation(operations, index);
-                }
+                done += usize::from(self.push_operation(operations, index));
             }
             pushed = end;
             if done == total {

@@ -269,8 +269,7 @@ impl Link for Socket {
     }
 
     fn reserve_ahead(&mut self, _head_len: usize, payload: Ahead) -> Option<Space> {
-        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
-        if self.may_reserve_ahead() { self.staged.reserve(len) } else { None }
+        if self.may_reserve_ahead() { self.staged.reserve(payload.bytes_max()) } else { None }
     }
 
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {

@@ -240,10 +240,6 @@ impl Queue {
             }
         }
     }
-
-    fn push(&self, operations: &mut Operations, fd: &OwnedFd, kind: Kind, word: usize) {
-        operations.push(fd.as_raw_fd(), kind, [self.words.piece(word)]);
-    }
 }
 
 impl Link for Queue {
@@ -314,11 +310,9 @@ impl Link for Queue {
     }
 
     fn begin_receive(&mut self, operations: &mut Operations) {
-        for which in [TRANSMIT, RECEIVE] {
-            let Some(ring) = &mut self.rings[which] else { continue };
+        for ring in self.rings.iter_mut().flatten() {
             if std::mem::take(&mut ring.woken) {
-                let kick = ring.kick.as_raw_fd();
-                operations.push(kick, Kind::Read, [self.words.piece(SCRATCH)]);
+                operations.push(ring.kick.as_raw_fd(), Kind::Read, [self.words.piece(SCRATCH)]);
             }
         }
     }
@@ -401,18 +395,16 @@ impl Link for Queue {
         if self.rings[RECEIVE].as_ref().is_some_and(|ring| ring.has_failed) {
             self.to_guest.forget_failed();
         }
-        for which in [TRANSMIT, RECEIVE] {
-            let Some(ring) = &mut self.rings[which] else { continue };
+        for ring in self.rings.iter_mut().flatten() {
             let is_new = std::mem::take(&mut ring.is_new);
-            let interrupt = !ring.has_failed && (ring.queue.wants_interrupt() || is_new);
-            let error = std::mem::take(&mut ring.tell_error);
-            let Some(ring) = &self.rings[which] else { continue };
-            if let Some(call) = ring.call.as_ref().filter(|_| interrupt) {
-                self.push(operations, call, Kind::Write, ONE);
+            let interrupts = !ring.has_failed && (ring.queue.wants_interrupt() || is_new);
+            if let Some(call) = ring.call.as_ref().filter(|_| interrupts) {
+                operations.push(call.as_raw_fd(), Kind::Write, [self.words.piece(ONE)]);
                 self.counts.interrupts += 1;
             }
-            if let Some(told) = ring.error.as_ref().filter(|_| error) {
-                self.push(operations, told, Kind::Write, ONE);
+            let fails = std::mem::take(&mut ring.tell_error);
+            if let Some(error) = ring.error.as_ref().filter(|_| fails) {
+                operations.push(error.as_raw_fd(), Kind::Write, [self.words.piece(ONE)]);
             }
         }
     }

@@ -208,8 +208,7 @@ impl ToGuest {
 
     /// Room for a frame whose payload has yet to come, where there is no queue.
     pub fn reserve_apart(&mut self, payload: Ahead) -> Option<Space> {
-        let (Ahead::Bytes(len) | Ahead::Datagram(len)) = payload;
-        if self.may_reserve_ahead() { self.reserve(len) } else { None }
+        if self.may_reserve_ahead() { self.reserve(payload.bytes_max()) } else { None }
     }
 
     /// The frame in `space`, which was reserved where there is no queue, is complete.

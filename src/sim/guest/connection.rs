@@ -6,13 +6,13 @@
 use std::rc::Rc;
 
 use crate::frame::tcp::{Flags, Options, SegmentHead, Seq};
+use crate::random::Random;
 use crate::time::Now;
 
 use super::super::application::Application;
 use super::super::check::{Ending, Name};
 use super::super::clock::earliest;
 use super::super::plan::{GuestTcp, S};
-use super::super::random::Random;
 use super::super::stage::Stage;
 use super::receiver::{Arrival, Receiver};
 use super::sender::{Burst, Sender};

@@ -10,11 +10,11 @@ use crate::frame::build;
 use crate::frame::icmp::{self, Echo};
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::view::{IpHead, UdpView};
+use crate::random::Random;
 use crate::time::Now;
 
 use super::super::link::Frame;
 use super::super::plan::{DatagramPlan, Plan, Server};
-use super::super::random::Random;
 use super::super::stage::Stage;
 use super::route;
 

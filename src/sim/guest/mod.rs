@@ -24,13 +24,13 @@ use crate::frame::checksum::{self, Sum};
 use crate::frame::offload::{Offload, Segmentation};
 use crate::frame::tcp::{Flags, SegmentHead, TcpView};
 use crate::frame::view::{Content, IpHead, Packet, Transport, View};
+use crate::random::Random;
 use crate::time::Now;
 
 use super::application::Application;
 use super::check::{Name, from_guest};
 use super::link::Frame;
 use super::plan::{Answer, ConnectionPlan, Opening, Plan, gateway_address};
-use super::random::Random;
 use super::stage::Stage;
 
 use connection::{Connection, Outgoing, State, reset_for};

@@ -3,8 +3,7 @@
 //! Positions count from the other side's SYN, which is 0, so that nothing wraps: the first byte is 1.
 
 use crate::frame::tcp::{Range, Ranges, SegmentHead, Seq};
-
-use super::super::random::Random;
+use crate::random::Random;
 
 /// The receiving half of a connection of the guest's.
 #[derive(Clone, Debug)]

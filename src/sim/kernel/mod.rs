@@ -11,13 +11,13 @@ use std::rc::Rc;
 use crate::frame::address::{Address, Endpoint};
 use crate::host::EchoKind;
 use crate::io::{Kind, Message, Piece};
+use crate::random::Random;
 use crate::time::Now;
 
 use super::check::{from_guest, to_guest};
 use super::datagram_socket::{Datagram, DatagramSocket};
 use super::memory::{Lent, Place};
 use super::plan::{HostPlan, Outcome};
-use super::random::Random;
 use super::stage::Stage;
 use super::stream_socket::{Readiness, Standing, StreamSocket};
 

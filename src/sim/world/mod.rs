@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use crate::exchange::mail::{Publication, ToSlow, ToWorker};
 use crate::policy::publish::PublishedProtocol;
+use crate::random::Random;
 use crate::time::Now;
 
 use super::check::{Books, Ending, Name};
@@ -26,7 +27,6 @@ use super::link::Frame;
 use super::pattern::Pattern;
 use super::peers::Peers;
 use super::plan::{Answer, MS, Opening, Plan, S};
-use super::random::Random;
 use super::servers::{Return, Servers};
 use super::sockets::{Connections, ModelSocket};
 use super::stage::{Stage, Tracing};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::io::Piece;
 use crate::link::virtqueue::Parts;
 use crate::link::virtqueue::driver::{INDIRECT, NEXT, WRITE};
+use crate::random::Random;
 
 use super::RECEIVE;
 use super::guest::{CONTROL, FAR, FAR_LEN, FRONT_END, Guest, NEAR, NEAR_LEN, NEXT_LEN, PLACES};
@@ -21,41 +22,6 @@ const USED: u64 = 0x1000;
 const HONEST_FRAME: u64 = 0x1400;
 /// A sane chain's table: so many entries.
 const TABLE_ENTRIES: u64 = 16;
-
-/// Random numbers of a seed (SplitMix64, Steele and others 2014).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0xd134_2543_de82_ef95))
-    }
-
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
-    }
-
-    pub fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
-    /// From 1 to `most`, small numbers as likely as large ones.
-    pub fn spread(&mut self, most: u64) -> u64 {
-        let bits = self.below(u64::from(most.ilog2()) + 1);
-        ((1 << bits) + self.below(1 << bits)).min(most)
-    }
-}
 
 /// One descriptor, as the memory holds it.
 struct Descriptor {

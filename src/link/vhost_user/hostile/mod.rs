@@ -23,10 +23,11 @@ use crate::frame::view::{Content, View};
 use crate::io::Operations;
 use crate::link::virtqueue::steps;
 use crate::link::{Ahead, FRAME_MAX, InboundHead, Link, Space};
+use crate::random::Random;
 
 use super::pairs::Pairs;
 use super::{Attachment, Control, Queue, Ring, Takes};
-use driver::{Driver, Random};
+use driver::Driver;
 use guest::{FAR_LEN, Guest, NEXT_LEN, PLACES};
 
 const TRANSMIT: usize = 0;

@@ -1,6 +1,6 @@
-//! Where all randomness comes from: one seed (SplitMix64, Steele and others 2014).
+//! Where all randomness of the simulation and of tests comes from: one seed (SplitMix64, Steele and others 2014).
 //!
-//! Parts of the world get generators of their own ([`Random::fork`]), so that one part that asks more often does not
+//! Parts of a world get generators of their own ([`Random::fork`]), so that one part that asks more often does not
 //! change what the others get.
 
 /// A stream of random numbers.
@@ -50,6 +50,11 @@ impl Random {
     /// True so many times in a million.
     pub fn chance(&mut self, per_million: u64) -> bool {
         self.below(MILLION) < per_million
+    }
+
+    /// True once in so many times.
+    pub fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
     }
 
     /// One of several.
