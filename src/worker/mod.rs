@@ -65,6 +65,9 @@ mod token_kind {
 /// Spaces that datagrams to the guest may take in a pass in which streams want some too.
 const DATAGRAM_SPACES: usize = 16;
 
+/// Things of one kind that a pass has to do, as a rule. There is memory for so many from the start: later ones find it.
+const A_PASS: usize = 128;
+
 /// Echo messages of one pass in each direction.
 const ECHO_HEADS: usize = 256;
 
@@ -235,19 +238,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             fragment_id: parts.secret[0] as u32,
             operations: Operations::default(),
             publishing: Operations::default(),
-            events: Vec::new(),
+            events: Vec::with_capacity(A_PASS),
             adopted: Vec::new(),
-            parts: Vec::new(),
-            touched: Vec::new(),
-            again: Vec::new(),
-            starved: Vec::new(),
-            spaces: Vec::new(),
+            parts: Vec::with_capacity(A_PASS),
+            touched: Vec::with_capacity(A_PASS),
+            again: Vec::with_capacity(A_PASS),
+            starved: Vec::with_capacity(A_PASS),
+            spaces: Vec::with_capacity(A_PASS),
             outgoing: Vec::new(),
             readable_mappings: Vec::new(),
             incoming: Vec::new(),
             echo_requests: Buffers::new(ECHO_HEADS, 64),
             echo_replies: Buffers::new(ECHO_HEADS, 64),
-            fired: Vec::new(),
+            fired: Vec::with_capacity(A_PASS),
             // What lies in front of a peek: unacknowledged bytes, and acknowledged ones that are not discarded yet.
             scratch: Buffers::new(1, configs[0].unacknowledged_max as usize + (64 << 10)),
             link_ready: true,
