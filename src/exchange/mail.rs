@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crossbeam::channel::Sender;
+
 use crate::flow::slab::Slot;
 use crate::frame::address::{Address, Endpoint};
 use crate::frame::drop_reason::DropReason;
@@ -10,6 +12,7 @@ use crate::frame::offload::Offload;
 use crate::frame::view::HEAD_LEN;
 use crate::io::{Buffers, Piece};
 use crate::link::OutboundFrame;
+use crate::observe::latency::Latencies;
 use crate::policy::addresses::Addresses;
 use crate::policy::publish::PublishedProtocol;
 
@@ -123,6 +126,8 @@ pub enum ToWorker<S> {
     },
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
+    /// Somebody wants to know the latencies that were recorded so far.
+    TellLatencies(Sender<Latencies>),
     /// Reset everything and end.
     Stop,
 }

@@ -35,9 +35,6 @@ pub(super) struct Vring {
     pub call: Option<OwnedFd>,
     pub error: Option<OwnedFd>,
     pub is_enabled: bool,
-    /// Nothing about it was changed since it was started or disabled: what lies in it while it is disabled is its driver's.
-    /// User-Mode Linux does not stop a ring before it puts another in its place.
-    pub is_settled: bool,
 }
 
 impl Vring {
@@ -101,7 +98,7 @@ impl Machine {
 pub(super) struct Device {
     pub machine: Arc<Machine>,
     pub features: Features,
-    /// `VHOST_USER_PROTOCOL_F_CONFIG` is acknowledged.
+    /// `VHOST_USER_PROTOCOL_F_CONFIG` is acknowledged: the guest is shown this very device.
     pub reads_config: bool,
     /// Those of the pairs, and one for the control queue.
     pub vrings: Vec<Vring>,
@@ -163,13 +160,14 @@ impl Device {
     }
 
     /// The receive queue of a pair if it is used, and the transmit queue even if it is not: a driver may have put frames
-    /// into it before it was told not to, and waits for them to come back.
+    /// into it before it was told not to, and waits for them to come back. Not where a ring is disabled by who has another
+    /// way to switch pairs off, the control queue: User-Mode Linux stops rings so, and gives their memory to others.
     fn rings(&self, pair: usize) -> [Option<Ring>; 2] {
         let [receive, transmit] = [2 * pair as u32, 2 * pair as u32 + 1];
         let is_control = self.control_index().is_some_and(|control| control <= transmit);
         let receive = if self.receives(pair) { self.ring(receive) } else { None };
         let vring = &self.vrings[transmit as usize];
-        let is_served = !is_control && (vring.is_enabled(self.features) || vring.is_settled);
+        let is_served = !is_control && (vring.is_enabled(self.features) || !self.reads_config);
         [receive, if is_served { self.ring(transmit) } else { None }]
     }
 

@@ -200,7 +200,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= 1 << 15);
         let size = size.ok_or(Error::InvalidParam)?;
-        self.change(index, |vring| (vring.size, vring.is_settled) = (size, false))
+        self.change(index, |vring| vring.size = size)
     }
 
     fn set_vring_addr(
@@ -212,14 +212,12 @@ impl VhostUserBackendReqHandlerMut for Device {
         available: u64,
         _log: u64,
     ) -> Result<()> {
-        self.change(index, |vring| {
-            (vring.addresses, vring.is_settled) = (Some([descriptor, available, used]), false);
-        })
+        self.change(index, |vring| vring.addresses = Some([descriptor, available, used]))
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let next = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
-        self.change(index, |vring| (vring.next, vring.is_settled) = (next, false))
+        self.change(index, |vring| vring.next = next)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
@@ -242,7 +240,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             return Err(refuse("a front-end without kick descriptors would have to be polled for ever"));
         }
         let fd = nonblocking(file);
-        self.change(u32::from(index), |vring| (vring.kick, vring.is_settled) = (fd, true))
+        self.change(u32::from(index), |vring| vring.kick = fd)
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
@@ -276,7 +274,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.change(index, |vring| (vring.is_enabled, vring.is_settled) = (enable, true))
+        self.change(index, |vring| vring.is_enabled = enable)
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {

@@ -41,6 +41,7 @@ use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
 use crate::link::{Link, READY_FDS, Ready, Space};
 use crate::observe::counters::{Counters, Metric};
+use crate::observe::latency::Stopwatch;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
@@ -128,6 +129,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     guest_mac: GuestMac,
     udp_filtering: UdpFiltering,
     counters: Arc<Counters>,
+    stopwatch: Stopwatch,
     waker: Arc<Waker>,
     mail: Mailbox<ToWorker<S::Socket>>,
     workers: Vec<Mailbox<ToWorker<S::Socket>>>,
@@ -209,6 +211,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             guest_mac: parts.guest_mac,
             udp_filtering: parts.udp_filtering,
             counters: parts.counters,
+            stopwatch: Stopwatch::default(),
             waker: parts.waker,
             mail: parts.mail,
             workers: parts.workers,
@@ -335,6 +338,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.submit_datagrams();
         self.engine.run(&mut self.operations);
+        if !self.operations.is_empty() {
+            self.stopwatch.exchanged(self.parts.len() as u64, Now::read);
+        }
         self.conclude_streams(now);
         self.conclude_datagrams();
         self.conclude_receives(now);
@@ -353,12 +359,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let lost = self.link.end_publish(&self.operations);
         self.conclude_publish(lost);
         if receive {
-            self.link_ready = !self.link.end_receive(&self.operations).empty;
+            let received = self.link.end_receive(&self.operations);
+            self.link_ready = !received.empty;
+            if received.frames > 0 {
+                self.stopwatch.taken(Now::read);
+            }
         }
         self.tell_faults();
     }
 
     fn conclude_publish(&mut self, lost: usize) {
+        self.stopwatch.published(Now::read);
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
         while let Some(number) = self.link.stand_in()
             && let Some(frame) = self.link.take_detoured()
@@ -431,6 +442,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::Addresses(addresses) => {
                     self.addresses = addresses;
                     self.readdress_published_datagrams();
+                }
+                ToWorker::TellLatencies(asker) => {
+                    // Who has asked may have stopped waiting.
+                    let _ = asker.send(self.stopwatch.latencies().clone());
                 }
                 ToWorker::Stop => self.stop(now),
             }

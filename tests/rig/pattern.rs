@@ -56,8 +56,17 @@ impl Pattern {
             stream.read_exact(&mut chunk[..size])?;
             self.fill(at, &mut right[..size]);
             if chunk[..size] != right[..size] {
-                let wrong = chunk.iter().zip(&right).take_while(|(a, b)| a == b).count();
-                panic!("byte {} is not the one that was sent", at + wrong as u64);
+                let differ = |index: &usize| chunk[*index] != right[*index];
+                let wrong: Vec<usize> = (0..size).filter(differ).collect();
+                let (first, last) = (wrong[0], wrong[wrong.len() - 1]);
+                panic!(
+                    "byte {} is not the one that was sent; {} of the {} from there on are wrong: {:02x?} instead of {:02x?}",
+                    at + first as u64,
+                    wrong.len(),
+                    last + 1 - first,
+                    &chunk[first..size.min(first + 64)],
+                    &right[first..size.min(first + 64)]
+                );
             }
             at += size as u64;
         }

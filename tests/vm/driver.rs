@@ -69,6 +69,8 @@ with_every_guest! {
         world.finish_with(|cause| match cause {
             // What was on its way when the queue went.
             "link_full" => true,
+            // Of such a loss: a guest that has not heard the last acknowledgement of a connection ends it once more.
+            "no_flow" => true,
             // User-Mode Linux 7.2 stops a queue only after its driver has taken the buffers back, and the index with them.
             "queue_fault" => is_user_mode_linux,
             _ => false,

@@ -8,12 +8,12 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 
 use crate::machine::Machine as Guest;
-use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED, RECEIVE, bits};
+use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED, QUEUE, RECEIVE, bits};
 use crate::rig::bytes::expect_echo;
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::site::FAMILIES;
 use crate::rig::wait::wait_until;
-use crate::ring::BUFFERS;
+use crate::ring::{BUFFERS, Ring};
 use crate::streams::{End, converse};
 use crate::world::{GUEST_PORT, PORT, World, expect_service};
 
@@ -143,6 +143,9 @@ fn a_driver_that_takes_no_pairs_has_one_and_finds_the_control_queue_behind_it() 
 fn frames_in_a_queue_that_is_disabled_come_back_unsent() {
     let connection = Connection::new(TWO_PAIRS);
     let mut machine = machine_of_two(&connection);
+    // One that has its own control queue switches pairs by enabling rings.
+    let protocol = machine.frontend.get_protocol_features().unwrap();
+    machine.frontend.set_protocol_features(protocol - VhostUserProtocolFeatures::CONFIG).unwrap();
     let [receive, transmit] = PAIRS[0];
     for index in [receive, transmit] {
         machine.set_up(index, 0);
@@ -157,6 +160,37 @@ fn frames_in_a_queue_that_is_disabled_come_back_unsent() {
     machine.ask(2, BUFFERS);
     machine.kick();
     machine.expect_back(1, 2);
+}
+
+/// User-Mode Linux stops a ring by disabling it; what lay there is somebody else's from then on.
+#[test]
+fn a_ring_is_left_alone_once_it_is_disabled_by_who_reads_the_config_space() {
+    const FOREIGN: u8 = 0xa5;
+    let connection = Connection::new(TWO_PAIRS);
+    let mut machine = machine_of_two(&connection);
+    let [receive, _] = PAIRS[0];
+    for round in 0..5 {
+        machine.start([0, 0]);
+        machine.offer(2);
+        machine.ask(round, BUFFERS);
+        machine.kick();
+        machine.expect_back(1, 1);
+        for index in PAIRS[0] {
+            machine.frontend.set_vring_enable(index, false).unwrap();
+        }
+        for index in PAIRS[0] {
+            machine.queues[index].ring.overwrite_used(&machine.memory, FOREIGN);
+        }
+        // The worker hears of each: it has passed in between.
+        for _ in 0..4 {
+            machine.kick();
+            machine.frontend.set_vring_call(receive, &machine.queues[receive].call).unwrap();
+        }
+        for index in PAIRS[0] {
+            machine.queues[index].ring.assert_used_is(&machine.memory, FOREIGN);
+            machine.queues[index].ring = Ring::new(&machine.memory, index as u64, QUEUE);
+        }
+    }
 }
 
 #[test]

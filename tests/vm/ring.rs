@@ -17,6 +17,8 @@ const START: u64 = 0x4000_0000;
 const LEN: usize = 2 << 20;
 /// Where one ring begins behind the other.
 const APART: u64 = 0x1_0000;
+/// The used ring is the last part of it.
+const USED_LEN: usize = 0x8000;
 /// Behind the rings there is room for buffers.
 pub const BUFFERS: u64 = START + 0x10_0000;
 
@@ -93,6 +95,17 @@ impl Ring {
         let ring = Self { base: START + number * APART, size, offered: Vec::new(), back: Vec::new() };
         memory.write(ring.base, &vec![0; APART as usize]);
         ring
+    }
+
+    /// The memory of the used ring is used for something else.
+    pub fn overwrite_used(&self, memory: &Memory, byte: u8) {
+        memory.write(self.addresses()[2], &vec![byte; USED_LEN]);
+    }
+
+    /// Nobody has written there since.
+    pub fn assert_used_is(&self, memory: &Memory, byte: u8) {
+        let changed = memory.read(self.addresses()[2], USED_LEN).iter().position(|now| *now != byte);
+        assert_eq!(changed, None, "offset in the used ring");
     }
 
     /// Descriptor table, available ring, used ring.
