@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
+use hdrhistogram::Histogram;
 
 use crate::flow::slab::Slot;
 use crate::frame::address::{Address, Endpoint};
@@ -12,7 +13,6 @@ use crate::frame::offload::Offload;
 use crate::frame::view::HEAD_LEN;
 use crate::io::{Buffers, Piece};
 use crate::link::OutboundFrame;
-use crate::observe::latency::Latencies;
 use crate::policy::addresses::Addresses;
 use crate::policy::publish::PublishedProtocol;
 
@@ -126,8 +126,8 @@ pub enum ToWorker<S> {
     },
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
-    /// Somebody wants to know the latencies that were recorded so far.
-    TellLatencies(Sender<Latencies>),
+    /// Somebody wants to know the latencies that were recorded so far, in nanoseconds: from a frame to a socket, and back.
+    TellLatencies(Sender<[Histogram<u64>; 2]>),
     /// Reset everything and end.
     Stop,
 }

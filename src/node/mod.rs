@@ -257,11 +257,13 @@ impl Node {
     fn latencies(&self) -> Latencies {
         let (asker, answers) = channel::bounded(self.worker_mail.len());
         let living = self.worker_mail.iter().zip(&self.workers).filter(|(_, worker)| !worker.is_finished());
-        let asked = living.filter(|(mail, _)| mail.put(ToWorker::TellLatencies(asker.clone())).is_ok()).count();
+        let asked =
+            living.filter(|(mail, _)| mail.put(ToWorker::TellLatencies(asker.clone())).is_ok()).count();
         drop(asker);
         let deadline = Instant::now() + ANSWER;
         let mut all = Latencies::default();
-        (0..asked).flat_map(|_| answers.recv_deadline(deadline)).for_each(|latencies| all.add(&latencies));
+        let told = (0..asked).flat_map(|_| answers.recv_deadline(deadline));
+        told.for_each(|latencies| all.add(&Latencies(latencies)));
         all
     }
 

@@ -17,41 +17,40 @@ use crate::time::Now;
 /// The longest latency that is told apart, in nanoseconds.
 const LONGEST: u64 = 10_000_000_000;
 
-/// Latencies in nanoseconds, to two significant digits.
+/// The directions, by their names in print.
+const DIRECTIONS: [&str; 2] = ["frame_to_socket", "socket_to_frame"];
+const FRAME_TO_SOCKET: usize = 0;
+const SOCKET_TO_FRAME: usize = 1;
+
+/// Latencies in nanoseconds, to two significant digits, by direction.
 #[derive(Clone)]
-pub struct Latencies {
-    /// From the link's batch to the host's sockets, by frame that carries payload.
-    pub frame_to_socket: Histogram<u64>,
-    /// From the host's sockets to the link, by frame.
-    pub socket_to_frame: Histogram<u64>,
-}
+pub struct Latencies(pub [Histogram<u64>; 2]);
 
 impl Default for Latencies {
     fn default() -> Self {
         // The bounds are constants that fit.
         #[expect(clippy::unwrap_used)]
-        let histogram = || Histogram::new_with_bounds(1, LONGEST, 2).unwrap();
-        Self { frame_to_socket: histogram(), socket_to_frame: histogram() }
+        let histogram = Histogram::new_with_bounds(1, LONGEST, 2).unwrap();
+        Self([histogram.clone(), histogram])
     }
 }
 
 impl Latencies {
     /// Takes in what another worker has recorded.
     pub fn add(&mut self, other: &Self) {
-        // Both have the same bounds.
-        let _ = self.frame_to_socket.add(&other.frame_to_socket);
-        let _ = self.socket_to_frame.add(&other.socket_to_frame);
+        for (all, others) in self.0.iter_mut().zip(&other.0) {
+            // Both have the same bounds.
+            let _ = all.add(others);
+        }
     }
 
     /// Lines `name value`, in nanoseconds; none of a direction in which nothing went.
     pub fn report(&self) -> String {
         let mut lines = String::new();
-        let directions = [("frame_to_socket", &self.frame_to_socket), ("socket_to_frame", &self.socket_to_frame)];
-        for (name, histogram) in directions.into_iter().filter(|(_, histogram)| !histogram.is_empty()) {
-            let quantiles = [("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)];
-            for (quantile, share) in quantiles {
+        for (direction, histogram) in DIRECTIONS.iter().zip(&self.0).filter(|(_, all)| !all.is_empty()) {
+            for (quantile, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)] {
                 // Writing to a string cannot fail.
-                let _ = writeln!(lines, "{name}_{quantile}_ns {}", histogram.value_at_quantile(share));
+                let _ = writeln!(lines, "{direction}_{quantile}_ns {}", histogram.value_at_quantile(share));
             }
         }
         lines
@@ -87,7 +86,7 @@ impl Stopwatch {
         if let Some(taken) = self.taken.take()
             && sent > 0
         {
-            self.latencies.frame_to_socket.saturating_record_n(now.since(taken), sent);
+            self.latencies.0[FRAME_TO_SOCKET].saturating_record_n(now.since(taken), sent);
         }
         (self.exchanged, self.frames) = (Some(now), 0);
     }
@@ -102,7 +101,7 @@ impl Stopwatch {
         if let Some(exchanged) = self.exchanged.take()
             && self.frames > 0
         {
-            self.latencies.socket_to_frame.saturating_record_n(clock().since(exchanged), self.frames);
+            self.latencies.0[SOCKET_TO_FRAME].saturating_record_n(clock().since(exchanged), self.frames);
         }
     }
 }
@@ -127,8 +126,8 @@ mod tests {
         stopwatch.committed();
         stopwatch.committed();
         stopwatch.published(at(1107));
-        assert_eq!(count_and_max(&stopwatch.latencies().frame_to_socket), (3, 100));
-        assert_eq!(count_and_max(&stopwatch.latencies().socket_to_frame), (2, 7));
+        assert_eq!(count_and_max(&stopwatch.latencies().0[FRAME_TO_SOCKET]), (3, 100));
+        assert_eq!(count_and_max(&stopwatch.latencies().0[SOCKET_TO_FRAME]), (2, 7));
     }
 
     #[test]
@@ -158,7 +157,7 @@ mod tests {
         };
         let mut all = record(10);
         all.add(&record(u64::MAX));
-        assert_eq!(all.frame_to_socket.len(), 2);
+        assert_eq!(all.0[FRAME_TO_SOCKET].len(), 2);
         let report = all.report();
         assert!(report.starts_with("frame_to_socket_p50_ns 10\n"), "{report}");
         assert_eq!(report.lines().count(), 4, "{report}");

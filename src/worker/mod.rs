@@ -445,7 +445,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 }
                 ToWorker::TellLatencies(asker) => {
                     // Who has asked may have stopped waiting.
-                    let _ = asker.send(self.stopwatch.latencies().clone());
+                    let _ = asker.send(self.stopwatch.latencies().0.clone());
                 }
                 ToWorker::Stop => self.stop(now),
             }
