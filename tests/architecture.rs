@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("policy", &["frame"]),
     ("link", &["frame", "io"]),
     ("exchange", &["frame", "flow", "io", "link", "policy"]),
-    ("observe", &["exchange", "frame"]),
+    ("observe", &["exchange", "frame", "time"]),
     ("host", &["frame", "flow", "io", "policy"]),
     ("worker", &["exchange", "flow", "frame", "host", "io", "link", "observe", "policy", "relay", "time"]),
     ("netlink", &["frame"]),

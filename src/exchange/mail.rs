@@ -3,6 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crossbeam::channel::Sender;
+use hdrhistogram::Histogram;
+
 use crate::flow::slab::Slot;
 use crate::frame::address::{Address, Endpoint};
 use crate::frame::drop_reason::DropReason;
@@ -123,6 +126,8 @@ pub enum ToWorker<S> {
     },
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
+    /// Somebody wants to know the latencies that were recorded so far, in nanoseconds: from a frame to a socket, and back.
+    TellLatencies(Sender<[Histogram<u64>; 2]>),
     /// Reset everything and end.
     Stop,
 }

@@ -185,12 +185,19 @@ impl Operation {
 pub struct OperationId(u32);
 
 /// A batch of operations; it keeps its memory between uses.
-#[derive(Default)]
 pub struct Operations {
     pub(crate) list: Vec<Operation>,
     pub(crate) pieces: Vec<Piece>,
     pub(crate) messages: Vec<Message>,
     messages_used: usize,
+}
+
+impl Default for Operations {
+    /// None, and memory for what a pass does as a rule.
+    fn default() -> Self {
+        let (list, pieces) = (Vec::with_capacity(128), Vec::with_capacity(4 * PIECES_MAX));
+        Self { list, pieces, messages: Vec::new(), messages_used: 0 }
+    }
 }
 
 /// `sendmsg` takes no more pieces than this (`UIO_MAXIOV`).

@@ -9,7 +9,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use crossbeam::channel;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -26,6 +28,7 @@ use crate::link::Link;
 use crate::monitor::Wake;
 use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
+use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
 use crate::policy::guest_mac::GuestMac;
 use crate::policy::publish::PublishedProtocol;
@@ -38,6 +41,8 @@ use crate::worker::{Parts, Worker};
 
 /// Things that wait for a worker, or for the slow path.
 const MAILBOX: usize = 1024;
+/// How long a worker may take to answer.
+const ANSWER: Duration = Duration::from_millis(500);
 /// Connects under way to one destination, and in all, of one worker.
 const CONNECTS_PER_DESTINATION: u32 = 512;
 const CONNECTS: u32 = 8192;
@@ -242,13 +247,29 @@ impl Node {
         self.ended.as_fd()
     }
 
-    /// Counters of all threads, as lines of text.
+    /// Counters of all threads and latencies of all workers, as lines of text.
     pub fn report(&self) -> String {
-        counters::report(&self.counters.iter().map(AsRef::as_ref))
+        let counters = counters::report(&self.counters.iter().map(AsRef::as_ref));
+        counters + &self.latencies().report()
+    }
+
+    /// What the workers have recorded, those that have ended or do not answer left out.
+    fn latencies(&self) -> Latencies {
+        let (asker, answers) = channel::bounded(self.worker_mail.len());
+        let living = self.worker_mail.iter().zip(&self.workers).filter(|(_, worker)| !worker.is_finished());
+        let asked =
+            living.filter(|(mail, _)| mail.put(ToWorker::TellLatencies(asker.clone())).is_ok()).count();
+        drop(asker);
+        let deadline = Instant::now() + ANSWER;
+        let mut all = Latencies::default();
+        let told = (0..asked).flat_map(|_| answers.recv_deadline(deadline));
+        told.for_each(|latencies| all.add(&Latencies(latencies)));
+        all
     }
 
     /// Resets every connection and ends the threads.
     pub fn stop(mut self) -> String {
+        let latencies = self.latencies().report();
         for mail in &self.worker_mail {
             // A worker that is gone, or whose mailbox is full for ever, is not waited for below either.
             while !self.workers.iter().all(JoinHandle::is_finished) && mail.put(ToWorker::Stop).is_err() {
@@ -265,7 +286,7 @@ impl Node {
         if let Some(recorder) = self.recorder.take() {
             recorder.finish();
         }
-        self.report()
+        counters::report(&self.counters.iter().map(AsRef::as_ref)) + &latencies
     }
 }
 

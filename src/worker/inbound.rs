@@ -51,6 +51,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.capture_inbound(space, head, payload_len);
         }
         self.link.commit(space, head, payload_len);
+        self.stopwatch.committed();
         self.counters.add(Metric::FramesIn, 1);
         self.counters.add(Metric::BytesIn, (head.bytes.len() + payload_len) as u64);
     }

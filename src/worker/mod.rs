@@ -41,6 +41,7 @@ use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
 use crate::link::{Link, READY_FDS, Ready, Space};
 use crate::observe::counters::{Counters, Metric};
+use crate::observe::latency::Stopwatch;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
@@ -64,6 +65,9 @@ mod token_kind {
 
 /// Spaces that datagrams to the guest may take in a pass in which streams want some too.
 const DATAGRAM_SPACES: usize = 16;
+
+/// Things of one kind that a pass has to do, as a rule. There is memory for so many from the start: later ones find it.
+const A_PASS: usize = 128;
 
 /// Echo messages of one pass in each direction.
 const ECHO_HEADS: usize = 256;
@@ -125,6 +129,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     guest_mac: GuestMac,
     udp_filtering: UdpFiltering,
     counters: Arc<Counters>,
+    stopwatch: Stopwatch,
     waker: Arc<Waker>,
     mail: Mailbox<ToWorker<S::Socket>>,
     workers: Vec<Mailbox<ToWorker<S::Socket>>>,
@@ -206,6 +211,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             guest_mac: parts.guest_mac,
             udp_filtering: parts.udp_filtering,
             counters: parts.counters,
+            stopwatch: Stopwatch::default(),
             waker: parts.waker,
             mail: parts.mail,
             workers: parts.workers,
@@ -235,19 +241,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             fragment_id: parts.secret[0] as u32,
             operations: Operations::default(),
             publishing: Operations::default(),
-            events: Vec::new(),
+            events: Vec::with_capacity(A_PASS),
             adopted: Vec::new(),
-            parts: Vec::new(),
-            touched: Vec::new(),
-            again: Vec::new(),
-            starved: Vec::new(),
-            spaces: Vec::new(),
+            parts: Vec::with_capacity(A_PASS),
+            touched: Vec::with_capacity(A_PASS),
+            again: Vec::with_capacity(A_PASS),
+            starved: Vec::with_capacity(A_PASS),
+            spaces: Vec::with_capacity(A_PASS),
             outgoing: Vec::new(),
             readable_mappings: Vec::new(),
             incoming: Vec::new(),
             echo_requests: Buffers::new(ECHO_HEADS, 64),
             echo_replies: Buffers::new(ECHO_HEADS, 64),
-            fired: Vec::new(),
+            fired: Vec::with_capacity(A_PASS),
             // What lies in front of a peek: unacknowledged bytes, and acknowledged ones that are not discarded yet.
             scratch: Buffers::new(1, configs[0].unacknowledged_max as usize + (64 << 10)),
             link_ready: true,
@@ -332,6 +338,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.submit_datagrams();
         self.engine.run(&mut self.operations);
+        if !self.operations.is_empty() {
+            self.stopwatch.exchanged(self.parts.len() as u64, Now::read);
+        }
         self.conclude_streams(now);
         self.conclude_datagrams();
         self.conclude_receives(now);
@@ -350,12 +359,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let lost = self.link.end_publish(&self.operations);
         self.conclude_publish(lost);
         if receive {
-            self.link_ready = !self.link.end_receive(&self.operations).empty;
+            let received = self.link.end_receive(&self.operations);
+            self.link_ready = !received.empty;
+            if received.frames > 0 {
+                self.stopwatch.taken(Now::read);
+            }
         }
         self.tell_faults();
     }
 
     fn conclude_publish(&mut self, lost: usize) {
+        self.stopwatch.published(Now::read);
         (0..lost).for_each(|_| self.drop_frame(DropReason::LinkFull));
         while let Some(number) = self.link.stand_in()
             && let Some(frame) = self.link.take_detoured()
@@ -428,6 +442,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::Addresses(addresses) => {
                     self.addresses = addresses;
                     self.readdress_published_datagrams();
+                }
+                ToWorker::TellLatencies(asker) => {
+                    // Who has asked may have stopped waiting.
+                    let _ = asker.send(self.stopwatch.latencies().0.clone());
                 }
                 ToWorker::Stop => self.stop(now),
             }

@@ -325,6 +325,20 @@ on_every_cell! {
     }
 }
 
+on_every_cell! {
+    what_hythe_adds_to_the_way_is_told_of_all_workers(cell) {
+        let site = Site::new();
+        let hythe = Hythe::of(&site.host, cell).run();
+        expect_service(&site, &hythe.guest);
+        let told = hythe.counters();
+        for direction in ["frame_to_socket", "socket_to_frame"] {
+            let quantiles = ["p50", "p99", "p999", "max"].map(|name| told.get(&format!("{direction}_{name}_ns")));
+            assert!(quantiles[0] > 0 && quantiles.is_sorted(), "{told:?}");
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
 #[test]
 fn without_v_hythe_says_nothing_until_it_is_asked() {
     let site = Site::new();

@@ -122,8 +122,8 @@ impl Uring {
         ring.submitter().register_enable_rings()?;
         Ok(Self {
             ring,
-            headers: Vec::new(),
-            pending: Vec::new(),
+            headers: Vec::with_capacity(ENTRIES as usize),
+            pending: Vec::with_capacity(ENTRIES as usize),
             polls: Polls::default(),
             ended: Vec::new(),
             counts: EngineCounts::default(),

@@ -28,13 +28,20 @@ struct Frame {
 }
 
 /// The frames of one pass, and what is where.
-#[derive(Default)]
 pub struct FromGuest {
     frames: Vec<Frame>,
     pieces: Vec<Piece>,
 }
 
+/// Buffers that a frame has as a rule: heads, and payload in pages.
+const FRAME_PIECES: usize = 18;
+
 impl FromGuest {
+    /// An empty batch, with the memory of a full one.
+    pub fn new() -> Self {
+        Self { frames: Vec::with_capacity(BATCH), pieces: Vec::with_capacity(BATCH * FRAME_PIECES) }
+    }
+
     /// Takes the next batch.
     pub fn receive(&mut self, queue: &mut SplitQueue) -> Result<Received, Fault> {
         debug_assert!(self.frames.is_empty());

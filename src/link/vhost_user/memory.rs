@@ -53,10 +53,24 @@ impl Region {
     }
 }
 
+/// What the queues look at of a region, side by side: a look for an address is made for each buffer.
+#[derive(Clone, Copy)]
+struct Span {
+    guest: u64,
+    len: u64,
+    start: *mut u8,
+}
+
+// SAFETY: an address and a length; it belongs to regions that are kept mapped, wherever the value goes.
+unsafe impl Send for Span {}
+// SAFETY: a span never changes.
+unsafe impl Sync for Span {}
+
 /// All regions, ordered by the guest's addresses.
 #[derive(Default)]
 pub struct GuestMemory {
     regions: Vec<Arc<Region>>,
+    spans: Vec<Span>,
 }
 
 impl GuestMemory {
@@ -67,7 +81,12 @@ impl GuestMemory {
         if regions.windows(2).any(|two| overlap(two[0].place.guest, two[1].place.guest, two[0].place.len)) {
             return Err(Overlap);
         }
-        Ok(Self { regions })
+        let span = |region: &Arc<Region>| {
+            let len = region.place.len.min(region.mapping.size() as u64);
+            Span { guest: region.place.guest, len, start: region.mapping.as_ptr() }
+        };
+        let spans = regions.iter().map(span).collect();
+        Ok(Self { regions, spans })
     }
 
     /// Its regions.
@@ -75,12 +94,12 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// The region in which a guest's address lies, and where in it.
+    /// The memory from a guest's address on, to the end of its region.
     #[inline]
-    fn find(&self, address: u64) -> Option<(usize, u64)> {
-        self.regions.iter().enumerate().find_map(|(index, region)| {
-            let offset = address.wrapping_sub(region.place.guest);
-            (offset < region.place.len).then_some((index, offset))
+    fn behind(&self, address: u64) -> Option<(*mut u8, u64)> {
+        self.spans.iter().find_map(|span| {
+            let offset = address.wrapping_sub(span.guest);
+            (offset < span.len).then(|| (span.start.wrapping_add(offset as usize), span.len - offset))
         })
     }
 
@@ -91,20 +110,22 @@ impl GuestMemory {
         while len > 0 {
             #[cfg(test)]
             crate::link::virtqueue::steps::count();
-            let Some((index, offset)) = self.find(address) else { return false };
-            let piece = self.regions[index].part(offset, len);
-            len -= piece.len();
-            address = address.wrapping_add(piece.len() as u64);
-            pieces.push(piece);
+            let Some((start, left)) = self.behind(address) else { return false };
+            let here = len.min(left as usize);
+            // SAFETY: `here` bytes of a mapping that stays until its region is dropped, which the map's users keep; it is
+            // only touched through raw pointers.
+            pieces.push(unsafe { Piece::new(start, here) });
+            len -= here;
+            address = address.wrapping_add(here as u64);
         }
         true
     }
 
     /// `len` bytes at a guest's address, where they lie in one region.
+    #[inline]
     pub fn at_guest(&self, address: u64, len: usize) -> Option<*mut u8> {
-        let (index, offset) = self.find(address)?;
-        let piece = self.regions[index].part(offset, len);
-        (piece.len() == len).then(|| piece.start())
+        let (start, left) = self.behind(address)?;
+        (len as u64 <= left).then_some(start)
     }
 
     /// `len` bytes at an address of the front-end's, where they lie in one region.

@@ -160,7 +160,7 @@ impl Queue {
             commands,
             faults: Vec::new(),
             rings: [None, None],
-            from_guest: FromGuest::default(),
+            from_guest: FromGuest::new(),
             discards: false,
             to_guest: ToGuest::new(),
             counts: VirtqueueCounts::default(),

@@ -25,7 +25,9 @@ use super::from_guest::part_of;
 
 /// Staged frames at the most.
 const STAGED: usize = 64;
-/// Of them, kept for frames that are complete.
+/// Chains of a pass, as a rule: 256 KiB in buffers for an MTU of 1,500 bytes, and complete frames.
+const CHAINS: usize = 256;
+/// Of the staged frames, kept for frames that are complete.
 const STAGED_KEPT: usize = 16;
 
 /// Room before a staged payload: the virtio-net header and the longest head, rounded up to a cache line.
@@ -87,15 +89,15 @@ impl ToGuest {
     pub fn new() -> Self {
         Self {
             takes: Takes::default(),
-            chains: Vec::new(),
-            pieces: Vec::new(),
-            reserved: Vec::new(),
+            chains: Vec::with_capacity(CHAINS),
+            pieces: Vec::with_capacity(CHAINS),
+            reserved: Vec::with_capacity(STAGED),
             filled: 0,
             given_back: 0,
             gap: false,
             staging: Buffers::new(STAGED, HEAD_ROOM + FRAME_MAX),
             free: (0..STAGED as u32).rev().collect(),
-            staged: VecDeque::new(),
+            staged: VecDeque::with_capacity(STAGED),
             wants_room: false,
             lost: 0,
             expected: DATAGRAM,

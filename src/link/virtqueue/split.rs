@@ -32,12 +32,20 @@ pub enum Direction {
 
 /// One descriptor, copied out of the guest's memory.
 #[derive(Clone, Copy)]
-#[repr(C)]
 struct Descriptor {
     address: u64,
     len: u32,
     flags: u16,
     next: u16,
+}
+
+impl Descriptor {
+    /// From its two words, each of which is read once.
+    #[inline]
+    fn of([address, rest]: [u64; 2]) -> Self {
+        let (address, rest) = (u64::from_le(address), u64::from_le(rest));
+        Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
 }
 
 /// A chain that was taken.
@@ -74,7 +82,7 @@ pub struct Parts {
 pub struct SplitQueue {
     memory: Arc<GuestMemory>,
     size: u16,
-    descriptors: *const Descriptor,
+    descriptors: *const [u64; 2],
     available: *mut u16,
     used: *mut u16,
     event_index: bool,
@@ -111,7 +119,7 @@ impl SplitQueue {
         let available = place(parts.available, 2, 6 + 2 * size)?;
         let used = place(parts.used, 4, 6 + 8 * size)?;
         // The mapping may begin elsewhere than the front-end's.
-        let aligned = descriptors.cast::<Descriptor>().is_aligned()
+        let aligned = descriptors.cast::<[u64; 2]>().is_aligned()
             && available.cast::<u16>().is_aligned()
             && used.cast::<u32>().is_aligned();
         if !aligned {
@@ -120,7 +128,7 @@ impl SplitQueue {
         let mut queue = Self {
             memory,
             size: parts.size,
-            descriptors: descriptors.cast::<Descriptor>().cast_const(),
+            descriptors: descriptors.cast::<[u64; 2]>().cast_const(),
             available: available.cast(),
             used: used.cast(),
             event_index: parts.event_index,
@@ -194,6 +202,7 @@ impl SplitQueue {
 
     /// Takes the next chain and appends its buffers to `pieces`, an entry more for each region that a buffer spans.
     /// After a fault the queue must not be used any more; what was appended is void.
+    #[inline]
     pub fn take(&mut self, direction: Direction, pieces: &mut Vec<Piece>) -> Result<Option<Chain>, Fault> {
         let Some(head) = self.take_head()? else { return Ok(None) };
         let first = pieces.len();
@@ -229,6 +238,7 @@ impl SplitQueue {
     }
 
     /// The next entry of the available ring: the first descriptor of a chain, which is taken from now on.
+    #[inline]
     fn take_head(&mut self) -> Result<Option<u16>, Fault> {
         #[cfg(test)]
         super::steps::count();
@@ -258,13 +268,14 @@ impl SplitQueue {
     }
 
     /// Hands the buffers of the chain that starts at `head` to `buffer`: who writes, address, length. Returns their bytes.
+    #[inline]
     fn gather(
         &self,
         head: u16,
         buffer: &mut impl FnMut(Direction, u64, usize) -> Result<(), Fault>,
     ) -> Result<u32, Fault> {
         // SAFETY: `head` is below the size, and each later index is checked; the table lies in the mapped memory.
-        let read = |index: u16| unsafe { self.descriptors.add(usize::from(index)).read_volatile() };
+        let read = |index: u16| Descriptor::of(unsafe { words(self.descriptors.add(usize::from(index))) });
         let mut descriptor = read(head);
         // A chain may not have more descriptors than the queue, tables included (2.7.5.3.1): so it ends.
         let mut left = self.size;
@@ -289,6 +300,7 @@ impl SplitQueue {
     }
 
     /// The same for the descriptors of an indirect table.
+    #[inline]
     fn gather_table(
         &self,
         table: Descriptor,
@@ -301,13 +313,17 @@ impl SplitQueue {
         if entries == 0 || !len.is_multiple_of(DESCRIPTOR_LEN) || entries > 1 << 16 {
             return Err(Fault::Indirect);
         }
+        // Where all of it lies in one region there is one look for it. The rest of it need not be memory at all.
+        let whole = self.memory.at_guest(table.address, len);
         let mut index = 0;
         loop {
             left = left.checked_sub(1).ok_or(Fault::ChainLength)?;
-            let address = table.address.checked_add((index * DESCRIPTOR_LEN) as u64).ok_or(Fault::Address)?;
-            let place = self.memory.at_guest(address, DESCRIPTOR_LEN).ok_or(Fault::Address)?;
-            // SAFETY: sixteen mapped bytes; a table of the guest's may lie at any address.
-            let descriptor = unsafe { place.cast::<Descriptor>().read_unaligned() };
+            let place = match whole {
+                Some(start) => start.wrapping_add(index * DESCRIPTOR_LEN),
+                None => self.entry(table.address, index)?,
+            };
+            // SAFETY: sixteen mapped bytes: `index` is below `entries`, or `entry` has found them.
+            let descriptor = Descriptor::of(unsafe { words(place.cast()) });
             if descriptor.flags & INDIRECT != 0 {
                 return Err(Fault::Indirect);
             }
@@ -320,6 +336,13 @@ impl SplitQueue {
                 return Err(Fault::Next);
             }
         }
+    }
+
+    /// An entry of a table that does not lie in one region as a whole.
+    #[cold]
+    fn entry(&self, table: u64, index: usize) -> Result<*mut u8, Fault> {
+        let address = table.checked_add((index * DESCRIPTOR_LEN) as u64).ok_or(Fault::Address)?;
+        self.memory.at_guest(address, DESCRIPTOR_LEN).ok_or(Fault::Address)
     }
 
     /// Puts the chain that was taken last back to where it was taken from.
@@ -387,7 +410,34 @@ impl SplitQueue {
     }
 }
 
+/// The words of a descriptor, each read once: as they were then, whatever becomes of them.
+///
+/// # Safety
+/// `place` leads to sixteen mapped bytes, at any address.
+#[inline]
+unsafe fn words(place: *const [u64; 2]) -> [u64; 2] {
+    if place.is_aligned() {
+        // SAFETY: the caller's promise.
+        unsafe { place.read_volatile() }
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { unaligned_words(place.cast()) }
+    }
+}
+
+/// The same for tables that no driver makes, and that none is forbidden to make.
+///
+/// # Safety
+/// See above.
+#[cold]
+unsafe fn unaligned_words(place: *const u8) -> [u64; 2] {
+    // SAFETY: the caller's promise.
+    let byte = |at: usize| unsafe { place.add(at).read_volatile() };
+    [0, 8].map(|word| u64::from_ne_bytes(std::array::from_fn(|at| byte(word + at))))
+}
+
 /// Hands one buffer on; returns the chain's bytes with its own.
+#[inline]
 fn add(
     descriptor: Descriptor,
     bytes: u32,
