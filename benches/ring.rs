@@ -4,7 +4,7 @@
 //! it costs to bring them from another one is the guest's and the machine's.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "../tests/bulk/ring.rs"]
+#[path = "../tests/rig/driver_ring.rs"]
 mod ring;
 
 use std::hint::black_box;

@@ -6,6 +6,7 @@ mod guest;
 mod instruments;
 mod machine;
 mod recorder;
+#[path = "../rig/driver_ring.rs"]
 mod ring;
 
 use std::io;

@@ -301,7 +301,7 @@ impl Ended {
     /// hythe ended with a status, and nothing that came of it was left.
     pub fn assert_clean(&self, status: i32) {
         assert_eq!(self.status.code(), Some(status), "{}", self.stderr);
-        assert_eq!(self.left, [], "processes are left");
+        assert!(self.left.is_empty(), "processes are left: {:?}", self.left);
     }
 }
 

@@ -11,12 +11,13 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight, VhostUserProtocolFeatures};
 
 use crate::peer::{
-    Connection, GUEST_MAC, MRG_RXBUF, Machine, OFFERED, QUEUE, RECEIVE, TRANSMIT, VERSION_1, bits, question,
+    BUFFERS, Connection, GUEST_MAC, MEMORY, MRG_RXBUF, Machine, OFFERED, QUEUE, RECEIVE, TRANSMIT, VERSION_1,
+    bits, question,
 };
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::directory::Directory;
 use crate::rig::wait::wait_until;
-use crate::ring::{BUFFERS, Memory, Ring};
+use crate::ring::Memory;
 
 const ONE_PAIR: Cell = Cell::new(Engine::IoUring, 1);
 
@@ -31,11 +32,11 @@ fn frames_go_to_and_fro_and_every_chain_comes_back_once() {
         machine.kick();
         machine.expect_back(round as usize + 1, round as usize + 1);
     }
-    for (_, len) in &machine.queues[RECEIVE].ring.back {
+    for (_, len) in &machine.queues[RECEIVE].back {
         // Virtio-net header, Ethernet, ARP.
         assert_eq!(*len, 12 + 14 + 28);
     }
-    let answer = machine.memory.read(BUFFERS + 0x1_0000, 54);
+    let answer = machine.memory.bytes(BUFFERS + 0x1_0000, 54);
     assert_eq!(answer[10..12], [1, 0], "one buffer");
     assert_eq!(answer[12..18], GUEST_MAC);
     assert_eq!(answer[24..34], [8, 6, 0, 1, 8, 0, 6, 4, 0, 2], "an ARP reply");
@@ -82,10 +83,10 @@ fn memory_comes_and_goes_in_slots() {
     machine.start([0, 0]);
     machine.offer(8);
     // A hot-plugged piece of memory, from which frames come too.
-    let plugged = Memory::at(0x8000_0000);
+    let plugged = Memory::at(0x8000_0000, MEMORY);
     machine.frontend.add_mem_region(&plugged.region()).unwrap();
     plugged.write(0x8000_0000, &question(1));
-    machine.queues[TRANSMIT].ring.offer(&machine.memory, 0x8000_0000, question(1).len() as u32, false);
+    machine.queues[TRANSMIT].offer(0x8000_0000, question(1).len() as u32, false);
     machine.kick();
     machine.expect_back(1, 1);
     // It goes away, and the driver does not know.
@@ -93,7 +94,7 @@ fn memory_comes_and_goes_in_slots() {
     machine.ask(2, BUFFERS);
     machine.kick();
     machine.expect_back(2, 2);
-    machine.queues[TRANSMIT].ring.offer(&machine.memory, 0x8000_0000, 60, false);
+    machine.queues[TRANSMIT].offer(0x8000_0000, 60, false);
     machine.kick();
     wait_until("the fault to be counted", || connection.hythe().counters().get("dropped_queue_fault") == 1);
     assert!(
@@ -103,7 +104,7 @@ fn memory_comes_and_goes_in_slots() {
     );
     // The other queue goes on, and a driver that starts anew is served.
     machine.frontend.get_vring_base(1).unwrap();
-    machine.queues[TRANSMIT].ring = Ring::new(&machine.memory, 1, QUEUE);
+    machine.queues[TRANSMIT].clear();
     let next = machine.frontend.get_vring_base(0).unwrap() as u16;
     machine.start([next, 0]);
     machine.ask(3, BUFFERS);
@@ -160,7 +161,7 @@ fn a_hythe_that_is_killed_leaves_nothing_that_another_could_not_go_on_from() {
         machine.ask(round, BUFFERS);
         machine.kick();
         if round % 2 == 0 {
-            let before = machine.queues[RECEIVE].ring.back.len();
+            let before = machine.queues[RECEIVE].back.len();
             wait_until("an answer", || machine.back(RECEIVE) > before);
         }
         connection.restart(Cell::new(if round % 4 < 2 { Engine::Epoll } else { Engine::IoUring }, 1));

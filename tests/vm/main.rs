@@ -9,9 +9,11 @@
 #[allow(unused, reason = "it is the rig of tests/namespace, where none of it may be unused")]
 mod rig;
 
+#[path = "../rig/driver_ring.rs"]
+mod ring;
+
 mod machine;
 mod peer;
-mod ring;
 mod world;
 
 mod addresses;

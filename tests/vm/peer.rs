@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
+use vhost::VhostBackend;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::rig::cell::Cell;
@@ -13,7 +13,7 @@ use crate::rig::directory::Directory;
 use crate::rig::hythe::Hythe;
 use crate::rig::site::Site;
 use crate::rig::wait::{wait_for, wait_until};
-use crate::ring::{BUFFERS, Memory, Ring};
+use crate::ring::{Memory, NEXT, Ring, START, WRITE};
 use crate::world::queues;
 
 /// Features by their bits (virtio 1.3, 5.1.3 and 6; vhost-user).
@@ -36,6 +36,12 @@ pub const RECEIVE: usize = 0;
 pub const TRANSMIT: usize = 1;
 
 pub const QUEUE: u16 = 64;
+/// Bytes of a used ring: flags, index, entries, and the event index (virtio 1.3, 2.7.8).
+const USED_LEN: usize = 6 + 8 * QUEUE as usize;
+/// How much memory the guest has.
+pub const MEMORY: usize = 2 << 20;
+/// Behind the rings there is room for buffers.
+pub const BUFFERS: u64 = START + 0x10_0000;
 pub const GUEST_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
 
 /// A guest's ARP request (RFC 826) for the gateway.
@@ -53,11 +59,77 @@ pub fn question(number: u32) -> Vec<u8> {
     [&[0; 12][..], &arp_request(GUEST_MAC), &number.to_be_bytes()].concat()
 }
 
-/// A queue of the driver's.
+/// A queue of the driver's, with all that was ever offered in it and all that came back.
 pub struct Queue {
-    pub ring: Ring,
+    ring: Ring,
     pub kick: EventFd,
     pub call: EventFd,
+    /// Heads in the order in which they were offered.
+    offered: Vec<u16>,
+    /// Heads and lengths in the order in which they came back.
+    pub back: Vec<(u32, u32)>,
+}
+
+impl Queue {
+    fn new(memory: &Memory, number: u64) -> Self {
+        let ring = Ring::new(memory, START + number * Ring::LEN, QUEUE);
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        Self { ring, kick: event(), call: event(), offered: Vec::new(), back: Vec::new() }
+    }
+
+    /// Begins anew, with nothing in it.
+    pub fn clear(&mut self) {
+        self.ring.clear();
+        self.offered.clear();
+        self.back.clear();
+    }
+
+    /// The memory of the used ring is used for something else.
+    pub fn overwrite_used(&self, memory: &Memory, byte: u8) {
+        memory.write(self.ring.addresses().used_ring_addr, &[byte; USED_LEN]);
+    }
+
+    /// Nobody has written there since.
+    pub fn assert_used_is(&self, memory: &Memory, byte: u8) {
+        let used = memory.bytes(self.ring.addresses().used_ring_addr, USED_LEN);
+        assert_eq!(used.iter().position(|now| *now != byte), None, "offset in the used ring");
+    }
+
+    /// Offers one buffer.
+    pub fn offer(&mut self, address: u64, len: u32, writable: bool) {
+        let head = self.offered.len() as u16 % QUEUE;
+        self.ring.describe(head, address, len, if writable { WRITE } else { 0 }, 0);
+        self.make_available(head);
+    }
+
+    /// Offers a buffer to be read and one for the answer, as one chain: once what was offered before has come back.
+    pub fn offer_request(&mut self, request: (u64, u32), answer: (u64, u32)) {
+        assert_eq!(self.back.len(), self.offered.len());
+        self.ring.describe(0, request.0, request.1, NEXT, 1);
+        self.ring.describe(1, answer.0, answer.1, WRITE, 0);
+        self.make_available(0);
+    }
+
+    fn make_available(&mut self, head: u16) {
+        self.ring.set_entry(self.offered.len() as u16 % QUEUE, head);
+        self.offered.push(head);
+        // Wants to be told of the next one that comes back.
+        self.ring.set_used_event(0);
+        self.ring.offer(1);
+    }
+
+    /// Looks what came back.
+    fn look(&mut self) {
+        while let Some(entry) = self.ring.take_used() {
+            self.back.push(entry);
+        }
+    }
+
+    /// Every chain that came back did so once, in its turn.
+    fn assert_in_order(&self) {
+        let heads: Vec<u16> = self.back.iter().map(|(head, _)| *head as u16).collect();
+        assert_eq!(heads, self.offered[..heads.len()]);
+    }
 }
 
 /// A front-end, and the driver behind it.
@@ -71,10 +143,8 @@ pub struct Machine {
 impl Machine {
     /// One with so many queues, of which nothing was said yet.
     pub fn new(connection: &Connection, queues: u64) -> Self {
-        let memory = Memory::new();
-        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let queue = |number| Queue { ring: Ring::new(&memory, number, QUEUE), kick: event(), call: event() };
-        let queues = (0..queues).map(queue).collect();
+        let memory = Memory::new(MEMORY);
+        let queues = (0..queues).map(|number| Queue::new(&memory, number)).collect();
         Self { frontend: connection.connect(), memory, queues }
     }
 
@@ -104,20 +174,10 @@ impl Machine {
     /// Starts a queue, to go on from an entry of its available ring. It is not enabled yet.
     pub fn set_up(&mut self, index: usize, next: u16) {
         let Self { frontend, queues, .. } = self;
-        let Queue { ring, kick, call } = &queues[index];
-        let [descriptors, available, used] = ring.addresses();
-        let data = VringConfigData {
-            queue_max_size: QUEUE,
-            queue_size: QUEUE,
-            flags: 0,
-            desc_table_addr: descriptors,
-            used_ring_addr: used,
-            avail_ring_addr: available,
-            log_addr: None,
-        };
+        let Queue { ring, kick, call, .. } = &queues[index];
         frontend.set_vring_num(index, QUEUE).unwrap();
         frontend.set_vring_base(index, next).unwrap();
-        frontend.set_vring_addr(index, &data).unwrap();
+        frontend.set_vring_addr(index, &ring.addresses()).unwrap();
         frontend.set_vring_call(index, call).unwrap();
         frontend.set_vring_kick(index, kick).unwrap();
     }
@@ -133,7 +193,7 @@ impl Machine {
     /// Puts an ARP request into a transmit queue, in a buffer of the guest's.
     pub fn ask_on(&mut self, queue: usize, number: u32, at: u64) {
         self.memory.write(at, &question(number));
-        self.queues[queue].ring.offer(&self.memory, at, question(number).len() as u32, false);
+        self.queues[queue].offer(at, question(number).len() as u32, false);
     }
 
     pub fn ask(&mut self, number: u32, at: u64) {
@@ -143,7 +203,7 @@ impl Machine {
     /// Offers so many buffers for answers.
     pub fn offer_on(&mut self, queue: usize, count: u64) {
         for _ in 0..count {
-            self.queues[queue].ring.offer(&self.memory, BUFFERS + 0x1_0000, 1526, true);
+            self.queues[queue].offer(BUFFERS + 0x1_0000, 1526, true);
         }
     }
 
@@ -157,9 +217,9 @@ impl Machine {
 
     /// How many chains of a queue have come back in all.
     pub fn back(&mut self, queue: usize) -> usize {
-        let ring = &mut self.queues[queue].ring;
-        ring.look(&self.memory);
-        ring.back.len()
+        let queue = &mut self.queues[queue];
+        queue.look();
+        queue.back.len()
     }
 
     /// Waits until so many chains have come back in all: answers, and questions.
@@ -200,7 +260,7 @@ impl Machine {
     pub fn assert_in_order(&mut self) {
         for index in 0..self.queues.len() {
             self.back(index);
-            self.queues[index].ring.assert_in_order();
+            self.queues[index].assert_in_order();
         }
     }
 }

@@ -8,12 +8,11 @@ use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures
 use vhost::{VhostBackend, VringConfigData};
 
 use crate::machine::Machine as Guest;
-use crate::peer::{CTRL_VQ, Connection, MQ, Machine, OFFERED, QUEUE, RECEIVE, bits};
+use crate::peer::{BUFFERS, CTRL_VQ, Connection, MQ, Machine, OFFERED, QUEUE, RECEIVE, bits};
 use crate::rig::bytes::expect_echo;
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::site::FAMILIES;
 use crate::rig::wait::wait_until;
-use crate::ring::{BUFFERS, Ring};
 use crate::streams::{End, converse};
 use crate::world::{GUEST_PORT, PORT, World, expect_service};
 
@@ -66,10 +65,10 @@ impl Machine {
         self.memory.write(question, request);
         self.memory.write(answer, &[0xff]);
         let before = self.back(CONTROL);
-        self.queues[CONTROL].ring.offer_request(&self.memory, (question, request.len() as u32), (answer, 1));
+        self.queues[CONTROL].offer_request((question, request.len() as u32), (answer, 1));
         self.kick();
         wait_until("the answer", || self.back(CONTROL) == before + 1);
-        assert_eq!(self.memory.read(answer, 1), [expected], "{request:?}");
+        assert_eq!(self.memory.bytes(answer, 1), [expected], "{request:?}");
         wait_until("the driver to be told", || self.queues[CONTROL].call.read().is_ok());
     }
 }
@@ -165,7 +164,7 @@ fn a_ring_is_left_alone_once_it_is_disabled_by_who_reads_the_config_space() {
             machine.frontend.set_vring_enable(index, false).unwrap();
         }
         for index in PAIRS[0] {
-            machine.queues[index].ring.overwrite_used(&machine.memory, FOREIGN);
+            machine.queues[index].overwrite_used(&machine.memory, FOREIGN);
         }
         // The worker hears of each: it has passed in between.
         for _ in 0..4 {
@@ -173,8 +172,8 @@ fn a_ring_is_left_alone_once_it_is_disabled_by_who_reads_the_config_space() {
             machine.frontend.set_vring_call(receive, &machine.queues[receive].call).unwrap();
         }
         for index in PAIRS[0] {
-            machine.queues[index].ring.assert_used_is(&machine.memory, FOREIGN);
-            machine.queues[index].ring = Ring::new(&machine.memory, index as u64, QUEUE);
+            machine.queues[index].assert_used_is(&machine.memory, FOREIGN);
+            machine.queues[index].clear();
         }
     }
 }
@@ -184,7 +183,7 @@ fn a_control_queue_that_is_wrong_stops_and_nothing_else_does() {
     let connection = Connection::new(TWO_PAIRS);
     let mut machine = machine_of_two(&connection);
     machine.start([0; 5]);
-    machine.queues[CONTROL].ring.offer(&machine.memory, 0x10, 4, false);
+    machine.queues[CONTROL].offer(0x10, 4, false);
     machine.kick();
     wait_until("the user to be told", || connection.hythe().log().contains("outside of the guest's memory"));
     machine.expect_answer(1);
