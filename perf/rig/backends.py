@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .network import Failed, Namespace
 from .programs import version
-from .site import FAR, HOST
+from .site import FAR, HOST, ROUTER
 
 # Ports of the guest that are published: bulk, exchanges, datagrams one way.
 BULK_IN, EXCHANGE_IN, SINK_IN = 7001, 7002, 7003
@@ -39,6 +39,8 @@ class Backend:
 
     name = ""
     is_bound = False
+    # Which one of ours it is compared with.
+    beside = "hythe"
 
     def __init__(self, programs):
         self.programs = programs
@@ -110,6 +112,17 @@ def route_through_host(site, device):
     return Joined(site.guest, LINK_GUEST, LINK_GUEST)
 
 
+def published():
+    """The guest's ports, in hythe's words."""
+    specs = [f"{port}:{port}/tcp" for port in TCP_PORTS] + [f"{port}:{port}/udp" for port in UDP_PORTS]
+    return [word for spec in specs for word in ("-p", spec)]
+
+
+def numbers(ports):
+    """Ports, in passt's and pasta's words."""
+    return ",".join(map(str, ports))
+
+
 class Hythe(Backend):
     """hythe, on io_uring."""
 
@@ -119,10 +132,7 @@ class Hythe(Backend):
         return f"{version(self.programs.hythe)}, --engine {self.engine}"
 
     def join(self, site):
-        published = [f"{port}:{port}/tcp" for port in TCP_PORTS] + [f"{port}:{port}/udp" for port in UDP_PORTS]
-        words = [self.programs.hythe, "attach", "--netns", site.guest.path, "--engine", self.engine]
-        for spec in published:
-            words += ["-p", spec]
+        words = [self.programs.hythe, "attach", "--netns", site.guest.path, "--engine", self.engine, *published()]
         forwarder = site.start(site.host, words, self.name)
         site.until(forwarder, "a route in the guest", site.guest.has_default_route)
         return Joined(site.guest, HOST, "127.0.0.1", forwarder)
@@ -146,9 +156,8 @@ class Pasta(Backend):
         return version(self.programs.pasta, "passt")
 
     def join(self, site):
-        ports = lambda numbers: ",".join(map(str, numbers))
         words = [self.programs.pasta, "--foreground", "--config-net", "--runas", "0", "--ns-ifname", "tap0",
-                 "--tcp-ports", ports(TCP_PORTS), "--udp-ports", ports(UDP_PORTS),
+                 "--tcp-ports", numbers(TCP_PORTS), "--udp-ports", numbers(UDP_PORTS),
                  "--tcp-ns", "none", "--udp-ns", "none", "--netns", site.guest.path]
         forwarder = site.start(site.host, words, self.name)
         site.until(forwarder, "a route in the guest", site.guest.has_default_route)
@@ -191,7 +200,65 @@ def _ask_slirp4netns(api, protocol, port):
         raise Failed(f"slirp4netns does not publish port {port}: {answer}")
 
 
+class Vguest(Backend):
+    """A back-end of vhost-user. Its guest is a namespace, and vguest in front of it what a virtual machine's driver is."""
+
+    # What the guest's interface is given: as the back-end's own DHCP server would.
+    address, gateway, mtu = "", "", 1500
+
+    def serve(self, site, link):
+        """Starts the back-end."""
+        raise NotImplementedError
+
+    def join(self, site):
+        link = f"{site.directory}/link"
+        forwarder = self.serve(site, link)
+        site.until(forwarder, "a socket", lambda: os.path.exists(link))
+        driver = site.start(site.host, [self.programs.vguest, link, site.guest.path], "vguest")
+        site.until_says(driver, "ready")
+        site.guest.ip(f"link set tap0 mtu {self.mtu} up", f"addr add {self.address}/24 dev tap0",
+                      f"route add default via {self.gateway}")
+        return Joined(site.guest, HOST, "127.0.0.1", forwarder)
+
+
+class HytheVguest(Vguest):
+    """hythe over vhost-user, on io_uring; MTU 1,500."""
+
+    name = "hythe-vguest"
+    address, gateway = "192.168.65.3", "192.168.65.1"
+
+    def version(self):
+        return f"{version(self.programs.hythe)}, vm --vhost-user"
+
+    def serve(self, site, link):
+        words = [self.programs.hythe, "vm", "--vhost-user", link, "--engine", "io-uring", *published()]
+        return site.start(site.host, words, self.name)
+
+
+class PasstVguest(Vguest):
+    """passt over vhost-user; MTU 65,520, its own default."""
+
+    name, beside = "passt-vguest", HytheVguest.name
+    # The guest has the host's own address.
+    address, gateway, mtu = HOST, ROUTER, 65_520
+
+    def missing(self):
+        words = [self.programs.passt or "false", "--help"]
+        said = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+        return None if "--vhost-user" in said else "passt: none that speaks vhost-user (perf/peers fetches one)"
+
+    def version(self):
+        return f"{version(self.programs.passt)}, --vhost-user"
+
+    def serve(self, site, link):
+        words = [self.programs.passt, "--foreground", "--vhost-user", "--socket-path", link,
+                 "--tcp-ports", numbers(TCP_PORTS), "--udp-ports", numbers(UDP_PORTS)]
+        return site.start(site.host, words, self.name)
+
+
 # In the order of the report's columns.
-ALL = {kind.name: kind for kind in (Hythe, HytheEpoll, Pasta, Slirp4netns, TapBridge, Routed, Veth, Loopback)}
-ON_REQUEST = {HytheEpoll.name}
+ALL = {kind.name: kind for kind in (Hythe, HytheEpoll, Pasta, Slirp4netns, TapBridge, Routed, Veth, Loopback, HytheVguest,
+                                    PasstVguest)}
+OF_VHOST_USER = {HytheVguest.name, PasstVguest.name}
+ON_REQUEST = {HytheEpoll.name} | OF_VHOST_USER
 QUICK = (Hythe.name, Pasta.name, TapBridge.name, Routed.name)

@@ -44,13 +44,16 @@ def cpu_fine_s(root):
 
 
 def memory_kb(root):
-    """Resident memory, in kB; a page that several processes share counts in parts, once in all."""
+    """Resident memory, in kB; a page that several processes share counts in parts, once in all. Memory that is shared by a
+    descriptor is a virtual machine's, and does not count.
+    """
     return sum(_proportional_kb(pid) for pid in family(root))
 
 
 def _proportional_kb(pid):
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+            rows = dict(line.split(":") for line in file if line.startswith("Pss"))
+        return int(rows["Pss"].split()[0]) - int(rows["Pss_Shmem"].split()[0])
     except (FileNotFoundError, ProcessLookupError):
         return 0    # It has ended meanwhile.

@@ -7,6 +7,9 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+# What perf/peers has fetched.
+FETCHED = os.path.join(ROOT, "target", "peers")
+
 
 class Programs:
     """hythe, its measuring tools from the same build, and what else is installed."""
@@ -16,7 +19,8 @@ class Programs:
         examples = os.path.join(os.path.dirname(self.hythe), "examples")
         self.traffic = os.path.join(examples, "traffic")
         self.tapbridge = os.path.join(examples, "tapbridge")
-        for path in (self.hythe, self.traffic, self.tapbridge):
+        self.vguest = os.path.join(examples, "vguest")
+        for path in (self.hythe, self.traffic, self.tapbridge, self.vguest):
             if not os.access(path, os.X_OK):
                 sys.exit(f"{path}: not there; build it: cargo build --release --bins --examples")
         for name, package in (("iperf3", "iperf3"), ("nsenter", "util-linux"), ("ip", "iproute2")):
@@ -24,6 +28,7 @@ class Programs:
                 sys.exit(f"{name}: not there; Debian's package is {package}")
         self.pasta = peer("PASTA", "pasta")
         self.slirp4netns = peer("SLIRP4NETNS", "slirp4netns")
+        self.passt = peer("PASST", os.path.join(FETCHED, "usr", "bin", "passt")) or peer("PASST", "passt")
 
 
 def default_hythe():

@@ -9,7 +9,6 @@ from . import backends, machine, measurements
 from .network import congestion_control
 
 BEGIN, END = "<!-- perf/compare begins -->", "<!-- perf/compare ends -->"
-SUBJECT, RIVAL = "hythe", "pasta"
 
 # A bulk run below this share of its median counts as a stall.
 STALL_SHARE = 0.6
@@ -76,7 +75,7 @@ class Results:
 
     def summary(self):
         """Medians, ratios, prices and stalls."""
-        return "\n".join([*self._opening(), "", *self._medians(), "", *self._ratios(), "",
+        return "\n".join([*self._opening(), "", *self._medians(), *self._ratios(), "",
                           *self._prices(), "", *self._stalls(), ""])
 
     def _opening(self):
@@ -103,18 +102,23 @@ class Results:
         return "failed" if any(run.error for run in self.of_cell(row.metric, backend)) else "–"
 
     def _ratios(self):
-        others = [name for name in self.backends if not name.startswith(SUBJECT)]
-        if SUBJECT not in self.backends or not others:
+        for subject in dict.fromkeys(kind.beside for kind in backends.ALL.values()):
+            yield from self._ratios_of(subject)
+
+    def _ratios_of(self, subject):
+        others = [name for name in self.backends if backends.ALL[name].beside == subject and not name.startswith("hythe")]
+        if subject not in self.backends or not others:
             return
-        yield from _table_head(f"{SUBJECT} against: above 1 is better", others)
+        yield ""
+        yield from _table_head(f"{subject} against: above 1 is better", others)
         for row in self.rows():
-            cells = [_ratio(self.advantage(row, other)) for other in others]
+            cells = [_ratio(self.advantage(row, subject, other)) for other in others]
             if any(cell != "–" for cell in cells):
                 yield _table_row(row.title.rsplit(" (", 1)[0], cells)
 
-    def advantage(self, row, other):
-        """How many times better hythe is than another, or None."""
-        ours, theirs = self.median(row, SUBJECT), self.median(row, other)
+    def advantage(self, row, subject, other):
+        """How many times better one of ours is than another, or None."""
+        ours, theirs = self.median(row, subject), self.median(row, other)
         if not ours or not theirs:
             return None
         return ours / theirs if row.metric.more_is_better else theirs / ours
