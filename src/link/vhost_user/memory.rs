@@ -53,7 +53,7 @@ impl Region {
     }
 }
 
-/// What the queues look at of a region, side by side: a look for an address is made for each buffer.
+/// What the queues look at of a region, side by side and the largest first: a look for an address is made for each buffer.
 #[derive(Clone, Copy)]
 struct Span {
     guest: u64,
@@ -85,7 +85,8 @@ impl GuestMemory {
             let len = region.place.len.min(region.mapping.size() as u64);
             Span { guest: region.place.guest, len, start: region.mapping.as_ptr() }
         };
-        let spans = regions.iter().map(span).collect();
+        let mut spans: Vec<Span> = regions.iter().map(span).collect();
+        spans.sort_by_key(|span| std::cmp::Reverse(span.len));
         Ok(Self { regions, spans })
     }
 
@@ -106,14 +107,28 @@ impl GuestMemory {
     /// Appends the memory at `len` bytes from a guest's address on, in as many pieces as regions. Returns whether all of
     /// it is the guest's.
     #[inline]
-    pub fn pieces(&self, mut address: u64, mut len: usize, pieces: &mut Vec<Piece>) -> bool {
+    pub fn pieces(&self, address: u64, len: usize, pieces: &mut Vec<Piece>) -> bool {
+        match self.behind(address) {
+            Some((start, left)) if len as u64 <= left => {
+                // SAFETY: these bytes are of a mapping that stays until its region is dropped, which the map's users keep;
+                // it is only touched through raw pointers.
+                pieces.push(unsafe { Piece::new(start, len) });
+                true
+            }
+            None => false,
+            Some(_) => self.pieces_of_regions(address, len, pieces),
+        }
+    }
+
+    /// The same for memory that more than one region has.
+    #[cold]
+    fn pieces_of_regions(&self, mut address: u64, mut len: usize, pieces: &mut Vec<Piece>) -> bool {
         while len > 0 {
             #[cfg(test)]
             crate::link::virtqueue::steps::count();
             let Some((start, left)) = self.behind(address) else { return false };
             let here = len.min(left as usize);
-            // SAFETY: `here` bytes of a mapping that stays until its region is dropped, which the map's users keep; it is
-            // only touched through raw pointers.
+            // SAFETY: as in `pieces`.
             pieces.push(unsafe { Piece::new(start, here) });
             len -= here;
             address = address.wrapping_add(here as u64);

@@ -97,8 +97,8 @@ pub struct SplitQueue {
     published: u16,
     /// The used index when the driver was last considered for an interrupt.
     considered: u16,
-    /// A bit for each descriptor that heads a chain in our hands.
-    taken: Vec<u64>,
+    /// Of each descriptor, whether it heads a chain in our hands. A byte each: bits would have chains wait for each other.
+    taken: Vec<bool>,
 }
 
 // SAFETY: the pointers lead into the mapped memory, which `memory` keeps mapped, wherever the value goes.
@@ -108,7 +108,7 @@ impl SplitQueue {
     /// The queue, or `None` when its parts do not lie in the guest's memory as virtio wants them to.
     pub fn new(memory: Arc<GuestMemory>, parts: &Parts) -> Option<Self> {
         let size = usize::from(parts.size);
-        if !parts.size.is_power_of_two() || parts.size > 1 << 15 {
+        if !parts.size.is_power_of_two() {
             return None;
         }
         // virtio 1.3, 2.7: alignment and sizes; two bytes more for the event index.
@@ -138,7 +138,7 @@ impl SplitQueue {
             next_used: 0,
             published: 0,
             considered: 0,
-            taken: vec![0; size.div_ceil(64)],
+            taken: vec![false; size],
         };
         // Chains go back in order, so the device before this one had given back so many.
         let index = queue.used_index().load(Ordering::Relaxed);
@@ -258,12 +258,9 @@ impl SplitQueue {
         if head >= self.size {
             return Err(Fault::Head);
         }
-        let bit = 1 << (head % 64);
-        let taken = &mut self.taken[usize::from(head / 64)];
-        if *taken & bit != 0 {
+        if std::mem::replace(&mut self.taken[usize::from(head)], true) {
             return Err(Fault::HeadTwice);
         }
-        *taken |= bit;
         Ok(Some(head))
     }
 
@@ -348,7 +345,7 @@ impl SplitQueue {
     /// Puts the chain that was taken last back to where it was taken from.
     pub fn put_back(&mut self, chain: Chain) {
         self.next_available = self.next_available.wrapping_sub(1);
-        self.taken[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
+        self.taken[usize::from(chain.head)] = false;
     }
 
     /// Gives a chain back, into which `written` bytes were written. Chains go back in the order in which they came.
@@ -361,7 +358,7 @@ impl SplitQueue {
             entry.write_volatile([u32::from(chain.head), written]);
         }
         self.next_used = self.next_used.wrapping_add(1);
-        self.taken[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
+        self.taken[usize::from(chain.head)] = false;
     }
 
     /// Shows the driver what was given back. How many chains that were.
