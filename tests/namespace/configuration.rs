@@ -221,9 +221,11 @@ fn assert_chosen(site: &Site, hythe: &Hythe) {
     for gateway in ["10.9.8.2", "fd00:1:2:3::1"] {
         guest.command(&["ping", "-n", "-c", "1", "-W", "10", gateway]);
     }
-    for (host, family) in ["10.9.8.9", "fd00:1:2:3::254"].into_iter().zip(FAMILIES) {
-        let listener = site.host.listen(family.loopback(), 7000);
-        let stream = guest.connect((host.parse::<IpAddr>().unwrap(), 7000)).unwrap();
+    // Each on a port of its own: a process that is being started may have a copy of the first listener a little longer, and
+    // 127.0.0.1 is asked first, whichever family the guest has used.
+    for ((host, port), family) in [("10.9.8.9", 7000), ("fd00:1:2:3::254", 7001)].into_iter().zip(FAMILIES) {
+        let listener = site.host.listen(family.loopback(), port);
+        let stream = guest.connect((host.parse::<IpAddr>().unwrap(), port)).unwrap();
         let (accepted, _) = accept(&listener);
         transfer(&stream, &accepted, 1, 100_000);
         reaches_far(guest, &site.far, family);

@@ -8,6 +8,7 @@ mod rig;
 
 mod budgets;
 mod configuration;
+mod costs;
 mod datagrams;
 mod guests;
 mod icmp;
