@@ -249,8 +249,11 @@ impl Node {
 
     /// Counters of all threads and latencies of all workers, as lines of text.
     pub fn report(&self) -> String {
-        let counters = counters::report(&self.counters.iter().map(AsRef::as_ref));
-        counters + &self.latencies().report()
+        self.text(&self.latencies())
+    }
+
+    fn text(&self, latencies: &Latencies) -> String {
+        counters::report(&self.counters.iter().map(AsRef::as_ref)) + &latencies.report()
     }
 
     /// What the workers have recorded, those that have ended or do not answer left out.
@@ -269,7 +272,7 @@ impl Node {
 
     /// Resets every connection and ends the threads.
     pub fn stop(mut self) -> String {
-        let latencies = self.latencies().report();
+        let latencies = self.latencies();
         for mail in &self.worker_mail {
             // A worker that is gone, or whose mailbox is full for ever, is not waited for below either.
             while !self.workers.iter().all(JoinHandle::is_finished) && mail.put(ToWorker::Stop).is_err() {
@@ -286,7 +289,7 @@ impl Node {
         if let Some(recorder) = self.recorder.take() {
             recorder.finish();
         }
-        counters::report(&self.counters.iter().map(AsRef::as_ref)) + &latencies
+        self.text(&latencies)
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //! All that is decided and submitted together takes one time, which counts once for each of its frames. Not in it is how
 //! long a frame, or a byte in a socket, waited until a sleeping worker was woken: that is the kernel's. A pass in which
-//! frames go both ways reads the clock three times; one without frames not at all.
+//! frames go both ways reads the clock three times; one without frames and sockets not at all.
 
 use std::fmt::Write;
 
@@ -61,11 +61,11 @@ impl Latencies {
 #[derive(Default)]
 pub struct Stopwatch {
     latencies: Latencies,
-    /// When the link's batch had come.
+    /// When this pass's batch had come from the link.
     taken: Option<Now>,
-    /// When the sockets had been read whose frames are not published yet.
+    /// When the sockets were read, until what came of it is published with the next pass.
     exchanged: Option<Now>,
-    /// Frames since then.
+    /// Frames that are not published yet.
     frames: u64,
 }
 
@@ -75,9 +75,9 @@ impl Stopwatch {
         &self.latencies
     }
 
-    /// The link's next batch is here.
-    pub fn taken(&mut self, clock: impl FnOnce() -> Now) {
-        self.taken = Some(clock());
+    /// The link's next batch is here, of so many frames, and what the last pass made is published.
+    pub fn taken(&mut self, frames: usize, clock: impl FnOnce() -> Now) {
+        (self.taken, self.exchanged) = ((frames > 0).then(clock), None);
     }
 
     /// The host's sockets have got the payload of so many frames, and were read.
@@ -98,10 +98,11 @@ impl Stopwatch {
 
     /// What is complete lies in the guest's queue.
     pub fn published(&mut self, clock: impl FnOnce() -> Now) {
-        if let Some(exchanged) = self.exchanged.take()
-            && self.frames > 0
+        let frames = std::mem::take(&mut self.frames);
+        if let Some(exchanged) = self.exchanged
+            && frames > 0
         {
-            self.latencies.0[SOCKET_TO_FRAME].saturating_record_n(clock().since(exchanged), self.frames);
+            self.latencies.0[SOCKET_TO_FRAME].saturating_record_n(clock().since(exchanged), frames);
         }
     }
 }
@@ -121,9 +122,11 @@ mod tests {
     #[test]
     fn each_frame_counts_with_the_time_of_its_batch() {
         let mut stopwatch = Stopwatch::default();
-        stopwatch.taken(at(1000));
+        stopwatch.taken(2, at(1000));
         stopwatch.exchanged(3, at(1100));
         stopwatch.committed();
+        // In the middle of a pass, to make room.
+        stopwatch.published(at(1105));
         stopwatch.committed();
         stopwatch.published(at(1107));
         assert_eq!(count_and_max(&stopwatch.latencies().0[FRAME_TO_SOCKET]), (3, 100));
@@ -134,10 +137,15 @@ mod tests {
     fn what_came_of_no_exchange_has_no_latency() {
         let mut stopwatch = Stopwatch::default();
         // Acknowledgements alone go to no socket.
-        stopwatch.taken(at(1));
+        stopwatch.taken(1, at(1));
         stopwatch.exchanged(0, at(2));
         stopwatch.published(|| unreachable!("nothing was complete"));
+        // A frame for which there is nothing to do at a socket, and long after another worker's.
+        stopwatch.taken(1, at(3));
+        stopwatch.taken(0, || unreachable!("nothing has come"));
+        stopwatch.exchanged(1, at(900_000));
         // A frame of a timer's, long after.
+        stopwatch.taken(0, || unreachable!("nothing has come"));
         stopwatch.committed();
         stopwatch.published(|| unreachable!("no socket was read"));
         // A frame of the slow path's in front of the next exchange.
@@ -151,7 +159,7 @@ mod tests {
     fn workers_latencies_add_up() {
         let record = |nanoseconds| {
             let mut stopwatch = Stopwatch::default();
-            stopwatch.taken(at(0));
+            stopwatch.taken(1, at(0));
             stopwatch.exchanged(1, at(nanoseconds));
             stopwatch.latencies().clone()
         };

@@ -358,13 +358,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.engine.run(&mut self.operations);
         let lost = self.link.end_publish(&self.operations);
         self.conclude_publish(lost);
+        let mut frames = 0;
         if receive {
             let received = self.link.end_receive(&self.operations);
             self.link_ready = !received.empty;
-            if received.frames > 0 {
-                self.stopwatch.taken(Now::read);
-            }
+            frames = received.frames;
         }
+        self.stopwatch.taken(frames, Now::read);
         self.tell_faults();
     }
 
