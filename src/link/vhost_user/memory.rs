@@ -44,13 +44,6 @@ impl Region {
     pub fn place(&self) -> Place {
         self.place
     }
-
-    /// The memory at `offset` bytes into the region, at most `len` bytes of it.
-    fn part(&self, offset: u64, len: usize) -> Piece {
-        // SAFETY: the mapping stays until the region is dropped, which the map's users keep; it is only touched through
-        // raw pointers.
-        unsafe { Piece::new(self.mapping.as_ptr(), self.mapping.size()) }.part(offset as usize, len)
-    }
 }
 
 /// What the queues look at of a region, side by side and the largest first: a look for an address is made for each buffer.
@@ -108,6 +101,8 @@ impl GuestMemory {
     /// it is the guest's.
     #[inline]
     pub fn pieces(&self, address: u64, len: usize, pieces: &mut Vec<Piece>) -> bool {
+        #[cfg(test)]
+        crate::link::virtqueue::steps::count();
         match self.behind(address) {
             Some((start, left)) if len as u64 <= left => {
                 // SAFETY: these bytes are of a mapping that stays until its region is dropped, which the map's users keep;
@@ -147,8 +142,8 @@ impl GuestMemory {
     pub fn at_front_end(&self, address: u64, len: usize) -> Option<*mut u8> {
         self.regions.iter().find_map(|region| {
             let offset = address.wrapping_sub(region.place.front_end);
-            let piece = (offset < region.place.len).then(|| region.part(offset, len))?;
-            (piece.len() == len).then(|| piece.start())
+            let guest = (offset < region.place.len).then(|| region.place.guest.wrapping_add(offset))?;
+            self.at_guest(guest, len)
         })
     }
 }
