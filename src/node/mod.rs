@@ -36,6 +36,7 @@ use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
 use crate::time::Now;
+use crate::worker::idle::Seat;
 use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
 
@@ -160,6 +161,7 @@ impl Node {
             connects: CONNECTS,
         };
         let cores = allowed_cores();
+        let seats = Seat::for_processors(cores.len());
         if config.sandbox {
             let shut = close_sandbox(tidied.as_deref()).map_err(NodeError::Sandbox)?;
             tracing::info!(files_shut = shut, "rights are given up");
@@ -189,6 +191,7 @@ impl Node {
                 link,
                 engine: provisions.engine(),
                 core: cores.get(id % cores.len().max(1)).copied(),
+                seat: seats[id % seats.len()].clone(),
                 raw,
                 published: std::mem::take(&mut inherited[id]),
                 flows: flows.clone(),
@@ -359,6 +362,7 @@ struct WorkerSeed<L> {
     link: L,
     engine: EngineKind,
     core: Option<usize>,
+    seat: Seat,
     raw: [Vec<OwnedFd>; 2],
     published: Vec<(Publication, OwnedFd)>,
     flows: Arc<FlowTable>,
@@ -422,6 +426,7 @@ impl<L: Link> WorkerSeed<L> {
             secret: self.secret,
             recorder: self.recorder,
             spin: self.config.spin,
+            seat: self.seat,
             now,
         })?;
         for (publication, socket) in self.published {

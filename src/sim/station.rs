@@ -20,6 +20,7 @@ use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
 use crate::policy::guest_mac::GuestMac;
 use crate::random::Random;
 use crate::time::Now;
+use crate::worker::idle::Seat;
 use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
 
@@ -147,6 +148,7 @@ impl Office {
             secret: self.secret,
             recorder: None,
             spin: Duration::ZERO,
+            seat: Seat::default(),
             now: stage.now(),
         };
         let worker = match Worker::new(parts) {

@@ -1,6 +1,10 @@
 //! When there is nothing to do: look a little longer, then sleep.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
+
+use crossbeam::utils::CachePadded;
 
 use crate::host::Sockets;
 use crate::host::engine::{Engine, Interest};
@@ -17,13 +21,41 @@ use super::Worker;
 /// tried only now and then. A look that took much longer than its limit was interrupted: somebody else needs the
 /// processor, and looking stops at once. After many bytes there is no look: their wake-up is a small part of what they
 /// cost, and a guest or a peer that is busy with them needs the processor more.
+///
+/// What a worker waits for is done by others, and on a machine whose processors all look nobody does it. So whoever the
+/// worker has just woken, and the kernel has put behind it on its own processor, goes first ([`std::thread::yield_now`]);
+/// and of two processors one may look, see [`Seat`].
 pub struct Spinner {
     limit: Duration,
+    seat: Seat,
     /// How well it has paid: up when work came in time, down when it did not.
     credit: u8,
     skipped: u8,
     /// Bytes that had passed at the last idle moment.
     bytes: u64,
+}
+
+/// A place for one worker that looks. There is one for two processors, and the worker that came last has it: that is the
+/// one that has just had traffic. Who loses it sleeps.
+#[derive(Clone, Default)]
+pub struct Seat(Arc<CachePadded<AtomicU8>>);
+
+impl Seat {
+    /// Seats for a machine of so many processors.
+    pub fn for_processors(processors: usize) -> Vec<Self> {
+        std::iter::repeat_with(Self::default).take((processors / 2).max(1)).collect()
+    }
+
+    /// Writes only if another worker had it: the line stays with the one processor that looks again and again.
+    fn take(&self, id: u8) {
+        if !self.is_of(id) {
+            self.0.store(id, Ordering::Relaxed);
+        }
+    }
+
+    fn is_of(&self, id: u8) -> bool {
+        self.0.load(Ordering::Relaxed) == id
+    }
 }
 
 /// As many bytes between two idle moments are bulk.
@@ -34,9 +66,9 @@ const CREDIT_MAX: u8 = 16;
 const TRIAL_EVERY: u8 = 64;
 
 impl Spinner {
-    /// Looks for at most `limit`; zero means never.
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, credit: 0, skipped: 0, bytes: 0 }
+    /// Looks for at most `limit` (zero means never), while it has the seat.
+    pub fn new(limit: Duration, seat: Seat) -> Self {
+        Self { limit, seat, credit: 0, skipped: 0, bytes: 0 }
     }
 
     /// Whether to look, after so many `bytes` have passed in all.
@@ -158,6 +190,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return false;
         }
         let start = Now::read();
+        self.spinner.seat.take(self.id);
+        std::thread::yield_now();
         loop {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
             let in_ring = self.link.has_work();
@@ -167,6 +201,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             if found || took >= self.spinner.limit {
                 self.spinner.looked(found, took);
                 return found;
+            }
+            if !self.spinner.seat.is_of(self.id) {
+                return false;
             }
             std::hint::spin_loop();
         }
@@ -193,7 +230,7 @@ mod tests {
 
     #[test]
     fn looking_goes_on_while_it_pays_and_stops_when_it_does_not() {
-        let mut spinner = Spinner::new(LIMIT);
+        let mut spinner = Spinner::new(LIMIT, Seat::default());
         assert_eq!(looks(&mut spinner, 63, true, LIMIT / 2), 0, "nothing speaks for it yet");
         assert_eq!(looks(&mut spinner, 100, true, LIMIT / 2), 100);
         assert_eq!(looks(&mut spinner, 1000, false, LIMIT), u32::from(CREDIT_MAX) + 984 / 64);
@@ -201,14 +238,14 @@ mod tests {
 
     #[test]
     fn looking_stops_at_once_where_others_need_the_processor() {
-        let mut spinner = Spinner::new(LIMIT);
+        let mut spinner = Spinner::new(LIMIT, Seat::default());
         looks(&mut spinner, 200, true, LIMIT / 2);
         assert_eq!(looks(&mut spinner, 60, true, LIMIT * 5), 1);
     }
 
     #[test]
     fn nobody_looks_for_more_after_many_bytes() {
-        let mut spinner = Spinner::new(LIMIT);
+        let mut spinner = Spinner::new(LIMIT, Seat::default());
         looks(&mut spinner, 200, true, LIMIT / 2);
         assert!(!spinner.wants_to_look(BULK));
         assert!(spinner.wants_to_look(2 * BULK - 1));
@@ -216,7 +253,19 @@ mod tests {
     }
 
     #[test]
+    fn of_two_processors_one_may_look() {
+        assert_eq!(
+            [1, 2, 3, 4, 16].map(|processors| Seat::for_processors(processors).len()),
+            [1, 1, 1, 2, 8]
+        );
+        let seat = Seat::default();
+        seat.take(0);
+        seat.clone().take(1);
+        assert_eq!([0, 1].map(|id| seat.is_of(id)), [false, true], "who came last has it");
+    }
+
+    #[test]
     fn a_limit_of_zero_is_never() {
-        assert_eq!(looks(&mut Spinner::new(Duration::ZERO), 1000, true, Duration::ZERO), 0);
+        assert_eq!(looks(&mut Spinner::new(Duration::ZERO, Seat::default()), 1000, true, Duration::ZERO), 0);
     }
 }

@@ -114,6 +114,8 @@ pub struct Parts<L, E, S: Sockets> {
     pub recorder: Option<Mailbox<ToRecorder>>,
     /// How long to look for work before sleeping.
     pub spin: Duration,
+    /// Where to look from.
+    pub seat: idle::Seat,
     /// The time.
     pub now: Now,
 }
@@ -259,7 +261,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             link_ready: true,
             armed: [None; READY_FDS],
             streams_first: false,
-            spinner: idle::Spinner::new(parts.spin),
+            spinner: idle::Spinner::new(parts.spin, parts.seat),
             stopped: false,
         })
     }

@@ -24,6 +24,7 @@ use hythe::policy::UdpFiltering;
 use hythe::policy::addresses::{Addresses, Family};
 use hythe::policy::guest_mac::GuestMac;
 use hythe::time::Now;
+use hythe::worker::idle::Seat;
 use hythe::worker::ports::PortSet;
 use hythe::worker::{Parts, Worker};
 
@@ -93,6 +94,7 @@ fn parts<E>(
         secret: [3, 4],
         recorder: None,
         spin: Duration::ZERO,
+        seat: Seat::default(),
         now: Now::read(),
     }
 }
