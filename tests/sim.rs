@@ -64,7 +64,7 @@ fn every_seed_ends_well() {
     let count = number("HYTHE_SEEDS").unwrap_or(SEEDS);
     let start = Instant::now();
     let failures = Mutex::new(Vec::new());
-    let totals = Mutex::new((0, 0, 0, 0));
+    let totals = Mutex::new((0, 0, 0, 0, 0));
     share(first..first + count, |seed| {
         let outcome = run_seed(seed, None);
         if let Some(what) = &outcome.failure {
@@ -76,10 +76,11 @@ fn every_seed_ends_well() {
         totals.1 += outcome.passes;
         totals.2 += outcome.wakes;
         totals.3 += outcome.bytes;
+        totals.4 += outcome.moves;
     });
-    let (seconds, passes, wakes, bytes) = totals.into_inner().unwrap();
+    let (seconds, passes, wakes, bytes, moves) = totals.into_inner().unwrap();
     println!(
-        "{count} seeds in {:.1} s: {seconds} virtual seconds, {passes} passes, {wakes} wake-ups, {bytes} bytes",
+        "{count} seeds in {:.1} s: {seconds} virtual seconds, {passes} passes, {wakes} wake-ups, {bytes} bytes, {moves} moves",
         start.elapsed().as_secs_f64()
     );
     let mut failures = failures.into_inner().unwrap();

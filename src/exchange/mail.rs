@@ -24,6 +24,8 @@ pub struct OwnedFrame {
     pub len: usize,
     /// What its virtio-net header said.
     pub offload: Result<Offload, DropReason>,
+    /// The worker on whose queue it came, if it came on one.
+    pub queue: Option<u8>,
 }
 
 impl OwnedFrame {
@@ -46,7 +48,7 @@ impl OwnedFrame {
 
     /// An empty frame with room for so many bytes.
     pub fn with_capacity(capacity: usize, offload: Offload) -> Self {
-        Self { bytes: Buffers::new(1, capacity.max(1)), len: 0, offload: Ok(offload) }
+        Self { bytes: Buffers::new(1, capacity.max(1)), len: 0, offload: Ok(offload), queue: None }
     }
 
     /// Appends a copy of a piece, as far as there is room.

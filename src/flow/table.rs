@@ -16,7 +16,8 @@
 //! that the key was whole (a sequence lock, made of atomics, so that there is no data race to argue away). A changed
 //! meta means that the entry went away meanwhile, which is as good as not there. No reader ever waits or writes.
 //!
-//! *Writers*: the worker that accepts a flow inserts it and is the only one to remove it. Two workers may insert the
+//! *Writers*: the worker that accepts a flow inserts it. Its owner, which may give it to another worker by a store to the handle
+//! alone, is the only one to remove it. Two workers may insert the
 //! same key at the same moment (two copies of a SYN on two queues). Each publishes its entry as TENTATIVE and then
 //! looks for others. Of two that see each other the one in the lower slot wins: it withdraws the other by
 //! compare-and-swap, the other withdraws itself and reports the winner. Nobody waits for anybody. An entry becomes LIVE by compare-and-swap too, so one of "promoted"
@@ -56,6 +57,11 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Of a flow that is mailed to its new owner and lies nowhere yet.
+    pub const fn on_its_way_to(owner: u8) -> Self {
+        Self { owner, slot: Slot { index: u32::MAX, generation: GENERATION_MASK } }
+    }
+
     fn pack(self) -> u64 {
         u64::from(self.owner) << 56
             | u64::from(self.slot.generation & GENERATION_MASK) << 32
@@ -369,6 +375,12 @@ impl FlowTable {
     fn withdraw(&self, position: usize, meta: u64) -> bool {
         let empty = meta & !(TAG_MASK | STATE_MASK);
         self.meta(position).compare_exchange(meta, empty, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Changes who owns a flow, or where it lies. The owner only. Readers find the one or the other; what was done before is
+    /// seen by whoever finds the new one.
+    pub fn reassign(&self, position: Position, handle: Handle) {
+        self.entry(position.index()).handle.store(handle.pack(), Ordering::Release);
     }
 
     /// Removes an entry; only its owner may, and once.

@@ -38,7 +38,7 @@ use crate::slow::dns::watched_directories;
 use crate::time::Now;
 use crate::worker::idle::Seat;
 use crate::worker::ports::PortSet;
-use crate::worker::{Parts, Worker};
+use crate::worker::{MOVES, Moves, Parts, Worker};
 
 /// Things that wait for a worker, or for the slow path.
 const MAILBOX: usize = 1024;
@@ -146,6 +146,8 @@ impl Node {
         let wakers: Vec<Arc<Waker>> = (0..count).map(|_| eventfd()).collect::<Result<_, _>>()?;
         let worker_mail: Vec<WorkerMail> =
             wakers.iter().map(|waker| Mailbox::new(MAILBOX, waker.clone())).collect();
+        let moves: Vec<Moves<OwnedFd>> =
+            wakers.iter().map(|waker| Mailbox::new(MOVES, waker.clone())).collect();
         let slow_waker = eventfd()?;
         let slow_mail: Mailbox<ToSlow> = Mailbox::new(MAILBOX, slow_waker.clone());
         let slow_stop = eventfd()?;
@@ -203,6 +205,7 @@ impl Node {
                 waker: wakers[id].clone(),
                 mail: worker_mail[id].clone(),
                 workers: worker_mail.clone(),
+                moves: moves.clone(),
                 slow: slow_mail.clone(),
                 excluded: excluded.clone(),
                 secret: secret(),
@@ -374,6 +377,7 @@ struct WorkerSeed<L> {
     waker: Arc<Waker>,
     mail: WorkerMail,
     workers: Vec<WorkerMail>,
+    moves: Vec<Moves<OwnedFd>>,
     slow: Mailbox<ToSlow>,
     excluded: PortSet,
     secret: [u64; 2],
@@ -420,6 +424,7 @@ impl<L: Link> WorkerSeed<L> {
             waker: self.waker,
             mail: self.mail,
             workers: self.workers,
+            moves: self.moves,
             slow: self.slow,
             guest_in_kernel: self.guest_in_kernel,
             excluded_ports: self.excluded,

@@ -61,6 +61,8 @@ pub enum Fault {
     HandedOverLost,
     /// A frame that the stand-in should carry is gone.
     DetourLost,
+    /// A stream moves to another worker, and its frames do not.
+    MoveUntold,
 }
 
 impl Fault {
@@ -82,6 +84,7 @@ impl Fault {
         Self::ResetSwallowed,
         Self::HandedOverLost,
         Self::DetourLost,
+        Self::MoveUntold,
     ];
 }
 
@@ -105,6 +108,7 @@ impl Planting {
             Some(Fault::TimeoutNotRearmed) => Some(Omission::RearmTimeout),
             Some(Fault::MappingLeaked) => Some(Omission::CloseMapping),
             Some(Fault::HandedOverLost) => Some(Omission::FindOwner),
+            Some(Fault::MoveUntold) => Some(Omission::TellMove),
             _ => None,
         });
         Self(())

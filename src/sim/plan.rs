@@ -316,7 +316,7 @@ impl Plan {
         plan.horizon_ns += plan.jump.map_or(0, |(_, by)| by);
         plan.add_connections(&mut random);
         plan.add_datagrams(&mut random);
-        plan.link.switches = random.chance(300_000).then(|| random.within((1, 200)) * MS);
+        plan.link.switches = random.chance(600_000).then(|| random.within((1, 200)) * MS);
         plan
     }
 

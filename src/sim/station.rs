@@ -14,7 +14,7 @@ use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
 use crate::frame::drop_reason::DropReason;
 use crate::link::Capabilities;
-use crate::observe::counters::Counters;
+use crate::observe::counters::{Counters, Metric};
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
 use crate::policy::guest_mac::GuestMac;
@@ -22,7 +22,7 @@ use crate::random::Random;
 use crate::time::Now;
 use crate::worker::idle::Seat;
 use crate::worker::ports::PortSet;
-use crate::worker::{Parts, Worker};
+use crate::worker::{Moves, Parts, Worker};
 
 use super::engine::{Alarm, ModelEngine};
 use super::faults::{FaultyEngine, FaultyLink, FaultySockets};
@@ -41,12 +41,16 @@ const IDLE_PASSES_MAX: u32 = 8;
 const BUFFERED_MAX: usize = (64 + 256 + 64) << 10;
 /// Things that wait for a worker, or for the slow path.
 const MAILBOX: usize = 1024;
+/// Streams that wait for a worker: so few that there is not always room.
+const MOVES_HERE: usize = 2;
 const FLOWS: u32 = 512;
 
 /// What all workers share.
 pub struct Office {
     /// The workers' mailboxes.
     pub workers: Vec<Mailbox<ToWorker<ModelSocket>>>,
+    /// Streams on their way to the workers.
+    moves: Vec<Moves<ModelSocket>>,
     /// The slow path's.
     pub slow: Mailbox<ToSlow>,
     /// The flow table.
@@ -93,6 +97,7 @@ impl Office {
         let wakers: Vec<_> = (0..plan.workers).map(|_| waker()).collect();
         Self {
             workers: wakers.iter().map(|waker| Mailbox::new(MAILBOX, waker.clone())).collect(),
+            moves: wakers.iter().map(|waker| Mailbox::new(MOVES_HERE, waker.clone())).collect(),
             slow: Mailbox::new(MAILBOX, waker()),
             flows: Arc::new(FlowTable::new(FLOWS, HashSecret(secret))),
             wakers,
@@ -142,6 +147,7 @@ impl Office {
             waker: self.wakers[id].clone(),
             mail: self.workers[id].clone(),
             workers: self.workers.clone(),
+            moves: self.moves.clone(),
             slow: self.slow.clone(),
             guest_in_kernel: false,
             excluded_ports: PortSet::default(),
@@ -221,6 +227,11 @@ impl Station {
             stage.check(held <= BUFFERED_MAX, || format!("a flow holds {held} bytes"));
         }
         idle && starved
+    }
+
+    /// Connections that it has sent to other workers.
+    pub fn moves(&self) -> u64 {
+        self.counters.metric(Metric::StreamsMoved)
     }
 
     /// Whether it sleeps and holds on to nothing.

@@ -139,7 +139,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return false;
         }
         self.waker.announce_sleep();
-        if !self.mail.is_empty() || self.link.has_news() {
+        if self.has_mail() || self.link.has_news() {
             self.awake();
             return false;
         }
@@ -171,6 +171,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             .min()
     }
 
+    fn has_mail(&self) -> bool {
+        !self.mail.is_empty() || self.moves.get(self.id as usize).is_some_and(|moves| !moves.is_empty())
+    }
+
     /// The sleep is over.
     pub(super) fn awake(&mut self) {
         self.waker.awake();
@@ -196,7 +200,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
             let in_ring = self.link.has_work();
             self.link_ready |= in_ring;
-            let found = in_ring || self.link.has_news() || !self.events.is_empty() || !self.mail.is_empty();
+            let found = in_ring || self.link.has_news() || !self.events.is_empty() || self.has_mail();
             let took = Now::read() - start;
             if found || took >= self.spinner.limit {
                 self.spinner.looked(found, took);

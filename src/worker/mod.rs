@@ -25,6 +25,8 @@ pub mod ports;
 pub mod simulated;
 mod streams;
 
+pub use streams::moving::{MOVES, Moves};
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +104,8 @@ pub struct Parts<L, E, S: Sockets> {
     pub mail: Mailbox<ToWorker<S::Socket>>,
     /// The other workers' mail, by number; its own stands at its place.
     pub workers: Vec<Mailbox<ToWorker<S::Socket>>>,
+    /// Streams on their way to the workers, by number.
+    pub moves: Vec<Moves<S::Socket>>,
     /// The slow path's mail.
     pub slow: Mailbox<ToSlow>,
     /// Whether the guest is a namespace of this kernel, so that sockets can be opened in it.
@@ -135,6 +139,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     waker: Arc<Waker>,
     mail: Mailbox<ToWorker<S::Socket>>,
     workers: Vec<Mailbox<ToWorker<S::Socket>>>,
+    moves: Vec<Moves<S::Socket>>,
     slow: Mailbox<ToSlow>,
     ports: Ports,
     admission: Admission,
@@ -178,6 +183,8 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     again: Vec<Slot>,
     /// Streams for which no space was left: the first ones of the next pass.
     starved: Vec<Slot>,
+    /// Streams whose segments come on another worker's queue.
+    strayed: Vec<Slot>,
     spaces: Vec<Space>,
     outgoing: Vec<datagrams::outbound::Outgoing>,
     readable_mappings: Vec<Slot>,
@@ -217,6 +224,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             waker: parts.waker,
             mail: parts.mail,
             workers: parts.workers,
+            moves: parts.moves,
             slow: parts.slow,
             ports: Ports::new(parts.excluded_ports),
             admission: Admission::new(parts.limits),
@@ -249,6 +257,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             touched: Vec::with_capacity(A_PASS),
             again: Vec::with_capacity(A_PASS),
             starved: Vec::with_capacity(A_PASS),
+            strayed: Vec::new(),
             spaces: Vec::with_capacity(A_PASS),
             outgoing: Vec::new(),
             readable_mappings: Vec::new(),
@@ -303,10 +312,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.take_events(now);
         self.exchange_with_link();
         self.decide_outbound(now);
+        self.take_moved(now);
         let more_mail = self.take_mail(now);
         self.take_deadlines(now);
         self.settle(now);
         self.release_frames();
+        self.move_strayed(now);
         if self.link.is_closed() {
             self.stop(now);
         }
@@ -497,6 +508,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Resets every connection on both sides.
     fn reset_flows(&mut self, now: Now) {
+        self.take_moved(now);
         for slot in self.streams.slots() {
             if let Some(stream) = self.streams.get_mut(slot) {
                 stream.relay.abandon();

@@ -23,6 +23,8 @@ pub enum Omission {
     CloseMapping,
     /// A frame of another worker's flow goes to whoever comes next.
     FindOwner,
+    /// A stream moves, and the flow table does not hear where it lies.
+    TellMove,
 }
 
 thread_local! {

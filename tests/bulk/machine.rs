@@ -87,6 +87,7 @@ fn parts<E>(
         counters: Arc::new(Counters::default()),
         waker,
         workers: vec![mail.clone()],
+        moves: Vec::new(),
         mail,
         slow,
         guest_in_kernel: false,

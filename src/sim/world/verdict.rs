@@ -31,6 +31,8 @@ pub struct Outcome {
     pub sent_bytes: (u64, u64),
     /// Connections on whose host side hythe has asked for keep-alive probes.
     pub keep_alives: usize,
+    /// Times that a connection moved to another worker.
+    pub moves: u64,
 }
 
 impl Outcome {
@@ -47,6 +49,7 @@ impl Outcome {
             bytes: 0,
             sent_bytes: (0, 0),
             keep_alives: 0,
+            moves: 0,
         }
     }
 }
@@ -153,6 +156,7 @@ impl World {
             bytes,
             sent_bytes: self.kernel.borrow().sent_bytes,
             keep_alives: books.progress.iter().filter(|progress| progress.keep_alive).count(),
+            moves: self.stations.iter().map(Station::moves).sum(),
         }
     }
 }

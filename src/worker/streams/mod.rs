@@ -11,11 +11,13 @@
 //! * [`settle`]: the batch
 //! * [`buffer`]: bytes that neither side has taken yet
 //! * [`rehome`]: another host side
+//! * [`moving`]: another worker
 //! * [`unanswerable`]: clients that the guest cannot answer under their own address
 
 pub(super) mod buffer;
 pub(super) mod clients;
 pub(super) mod inbound;
+pub(super) mod moving;
 pub(super) mod open;
 pub(super) mod outbound;
 mod rehome;
@@ -27,6 +29,7 @@ use crate::flow::table::Position;
 use crate::frame::address::Endpoint;
 use crate::relay::tcp::TcpRelay;
 use buffer::Buffer;
+use moving::Strays;
 
 /// What kind of stream the host side is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,6 +142,8 @@ pub struct Stream<S> {
     pub counted: bool,
     /// How many spaces the next peek may fill: grows while they are filled.
     pub burst: u8,
+    /// Its segments that came on another worker's queue.
+    pub strays: Strays,
 }
 
 impl<S> Stream<S> {
@@ -155,6 +160,7 @@ impl<S> Stream<S> {
             touched: None,
             counted: true,
             burst: 1,
+            strays: Strays::default(),
         }
     }
 }

@@ -47,7 +47,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     ) -> Result<(), DropReason> {
         let key = arrived.key();
         let hashed = self.flows.hash(&key);
-        if let Some(handle) = self.flows.find(&hashed) {
+        if let Some(handle) = self.find_stream(&hashed, now) {
             if handle.owner != self.id {
                 return self.hand_over(arrived.frame, handle.owner);
             }
@@ -96,6 +96,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let disposition = stream.relay.segment(&arrived.tcp.segment, &config, now);
         let answered = stream.relay.state() == State::Open;
         self.touch(slot);
+        self.note_queue(slot, arrived.frame);
         if let Some(Stream { origin: Origin::Probe { publication, .. }, relay, .. }) =
             self.streams.get_mut(slot)
             && answered

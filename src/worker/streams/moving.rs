@@ -1,0 +1,260 @@
+//! A stream goes to the worker on whose queue the guest sends.
+//!
+//! A guest's kernel may change the queue of a conversation, because the program has gone to another processor. Its frames
+//! are handed over to the stream's worker then, a copy each, and what the stream brings the guest comes on the old queue:
+//! interrupts on the wrong processor. So when a run of segments has come by way of one other worker, the stream moves there,
+//! and every move makes the run longer that the next one takes: a guest that changes queues all the time has its frames
+//! handed over.
+//!
+//! # How a move is made
+//! 1. The old worker takes the stream out of its slab, its timers and its engine, and mails it. Between passes nothing is
+//!    under way for it; one whose bytes wait in a buffer stays, until they are gone.
+//! 2. Then it writes into the flow table that the new worker has the stream, *on its way* ([`Handle::on_its_way_to`]). Frames
+//!    find the new owner from then on, those that were handed over to the old worker before, too.
+//! 3. The new worker takes the stream in and writes where it lies. It does that when it reads its mail, or when a frame finds
+//!    the stream on its way: whoever sees the table's word finds the mail, which was put before.
+//!
+//! A worker that has no room sends the stream back, once. When there is none any more either, it ends with a reset.
+
+use crate::exchange::Mailbox;
+use crate::flow::key::FlowKey;
+use crate::flow::slab::Slot;
+use crate::flow::table::{Handle, HashedKey, Position};
+use crate::frame::drop_reason::DropReason;
+use crate::host::engine::{Engine, Interest, Token};
+use crate::host::{HostSocket, Sockets};
+use crate::link::Link;
+use crate::observe::counters::Metric;
+use crate::relay::tcp::{State, TcpRelay};
+use crate::time::Now;
+
+use super::super::outbound::FrameRef;
+#[cfg(feature = "sim")]
+use super::super::simulated::{Omission, omits};
+use super::super::{Worker, token_kind};
+use super::{HostKind, HostSide, Origin, Stream};
+
+/// Streams on their way to a worker.
+pub type Moves<S> = Mailbox<Box<Moved<S>>>;
+
+/// Moves that a worker may be sent before it takes them in; with more the streams stay where they are.
+pub const MOVES: usize = 256;
+
+/// A stream on its way: what of it is not of one worker alone.
+pub struct Moved<S> {
+    key: FlowKey,
+    position: Position,
+    relay: TcpRelay,
+    host: HostSide<S>,
+    origin: Origin,
+    strays: Strays,
+    /// Who has sent it, and takes it back; nobody when it comes back.
+    from: Option<u8>,
+}
+
+/// The segments of a stream that came by way of another worker.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Strays {
+    /// The worker.
+    by: u8,
+    /// The length of the run.
+    count: u8,
+    moves: u8,
+}
+
+/// A run that makes a stream move for the first time; each move doubles it, up to 16 times.
+const RUN: u8 = 8;
+
+impl Strays {
+    /// Takes in that worker `own` had a segment by way of `by`. Returns whether the stream belongs there.
+    fn saw(&mut self, own: u8, by: u8) -> bool {
+        if by != self.by {
+            (self.by, self.count) = (by, 0);
+        }
+        if by != own {
+            self.count = self.count.saturating_add(1);
+        }
+        self.count >= RUN << self.moves.min(4)
+    }
+
+    /// The stream has moved.
+    fn moved(&mut self) {
+        *self = Self { moves: self.moves.saturating_add(1), ..Self::default() };
+    }
+}
+
+impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
+    /// Who has the flow with this key. A stream that is on its way here is taken in.
+    pub(super) fn find_stream(&mut self, key: &HashedKey, now: Now) -> Option<Handle> {
+        let handle = self.flows.find(key)?;
+        if handle != Handle::on_its_way_to(self.id) {
+            return Some(handle);
+        }
+        self.take_moved(now);
+        self.flows.find(key)
+    }
+
+    /// A segment of the stream came in this frame: on whose queue is remembered.
+    pub(super) fn note_queue(&mut self, slot: Slot, frame: FrameRef) {
+        let by = match frame {
+            FrameRef::Link(_) => Some(self.id),
+            FrameRef::Adopted(index) => self.adopted.get(index as usize).and_then(|frame| frame.queue),
+        };
+        if let Some(by) = by
+            && let Some(stream) = self.streams.get_mut(slot)
+            && stream.strays.saw(self.id, by)
+        {
+            self.strayed.push(slot);
+        }
+    }
+
+    /// Sends away the streams that belong elsewhere. Between passes.
+    pub(in crate::worker) fn move_strayed(&mut self, now: Now) {
+        if self.strayed.is_empty() {
+            return;
+        }
+        // What the streams have said so far comes before what they say elsewhere.
+        self.publish_now();
+        let mut strayed = std::mem::take(&mut self.strayed);
+        for slot in strayed.drain(..) {
+            // A guest that goes ends its streams worker by worker: none may slip from one that has yet to to one that has.
+            if !self.link.has_unpublished() && !self.link.has_news() {
+                self.send_away(slot, now);
+            }
+        }
+        self.strayed = strayed;
+    }
+
+    fn send_away(&mut self, slot: Slot, now: Now) {
+        let movable = |stream: &Stream<S::Socket>| {
+            let host = stream.host.as_ref();
+            host.is_some_and(|host| host.kind == HostKind::Tcp && !host.failed)
+                && !matches!(stream.origin, Origin::Outbound { connecting: true, .. })
+                && stream.relay.state() == State::Open
+                && stream.next_host.is_none()
+                && stream.buffer.is_none()
+                && stream.touched.is_none()
+        };
+        let Some(stream) = self.streams.get(slot).filter(|stream| movable(stream)) else { return };
+        let to = stream.strays.by;
+        // What a queue that is off has said goes by way of its stand-in, where nothing may overtake it.
+        if self.link.stand_in().is_some_and(|stand_in| stand_in != to) {
+            return;
+        }
+        let Some(moves) = self.moves.get(to as usize).cloned() else { return };
+        let Some(Stream {
+            key, position: Some(position), relay, host: Some(host), origin, mut strays, ..
+        }) = self.streams.remove(slot)
+        else {
+            return;
+        };
+        self.stream_timers.cancel(slot.index);
+        self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
+        self.admission.close_socket();
+        strays.moved();
+        let moved = Moved { key, position, relay, host, origin, strays, from: Some(self.id) };
+        match moves.put(Box::new(moved)) {
+            Ok(()) => {
+                self.counters.add(Metric::StreamsMoved, 1);
+                self.flows.reassign(position, Handle::on_its_way_to(to));
+            }
+            Err(moved) => self.take_in(*moved, now),
+        }
+    }
+
+    /// Takes in the streams that others have sent.
+    pub(in crate::worker) fn take_moved(&mut self, now: Now) {
+        while let Some(moved) = self.moves.get(self.id as usize).and_then(Mailbox::take) {
+            self.take_in(*moved, now);
+        }
+    }
+
+    fn take_in(&mut self, moved: Moved<S::Socket>, now: Now) {
+        if self.admission.open_socket().is_err() {
+            self.send_back(moved, now);
+            return;
+        }
+        let Moved { key, position, mut relay, host, origin, strays, from } = moved;
+        // What came to the socket meanwhile nobody has reported.
+        relay.readable(now);
+        let stream = Stream { position: Some(position), strays, ..Stream::new(key, relay, origin) };
+        match self.streams.insert(stream) {
+            Ok(slot) => {
+                let token = Token { kind: token_kind::STREAM, slot };
+                let watched = self.engine.watch(host.socket.fd(), token, Interest::Both);
+                if let Some(stream) = self.streams.get_mut(slot) {
+                    stream.host = Some(host);
+                    if watched.is_err() {
+                        stream.relay.host_failed();
+                    }
+                }
+                self.again.push(slot);
+                #[cfg(feature = "sim")]
+                if omits(Omission::TellMove) {
+                    return;
+                }
+                self.flows.reassign(position, Handle { owner: self.id, slot });
+            }
+            Err(Stream { relay, .. }) => {
+                self.admission.close_socket();
+                self.send_back(Moved { key, position, relay, host, origin, strays, from }, now);
+            }
+        }
+    }
+
+    /// There is no room here for a stream.
+    fn send_back(&mut self, mut moved: Moved<S::Socket>, now: Now) {
+        let position = moved.position;
+        let home = moved.from.take().and_then(|from| Some((from, self.moves.get(from as usize)?)));
+        let mut refused = match home {
+            Some((from, moves)) => match moves.put(Box::new(moved)) {
+                Ok(()) => {
+                    self.flows.reassign(position, Handle::on_its_way_to(from));
+                    return;
+                }
+                Err(moved) => *moved,
+            },
+            None => moved,
+        };
+        self.flows.remove(position);
+        self.sockets.reset(refused.host.socket);
+        refused.relay.abandon();
+        let config = *self.config(refused.key.guest.address.is_v4());
+        if let Some(reset) = refused.relay.poll_segment(&config, now) {
+            self.send_segment(&refused.key, &reset);
+        }
+        self.counters.add(Metric::StreamsOver, 1);
+        self.drop_frame(DropReason::DescriptorBudget);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Segments of a run by way of worker 1 that it takes until the stream belongs there.
+    fn run(strays: &mut Strays) -> usize {
+        (1..=usize::from(u8::MAX)).find(|_| strays.saw(0, 1)).unwrap()
+    }
+
+    #[test]
+    fn a_run_makes_a_stream_move_and_a_mixture_does_not() {
+        let mut strays = Strays::default();
+        assert!((0..1_000).all(|turn| !strays.saw(0, u8::from(turn % 8 != 0))));
+        assert!((0..200).all(|turn| !strays.saw(0, 1 + turn % 2)));
+        assert_eq!(run(&mut Strays::default()), usize::from(RUN));
+    }
+
+    #[test]
+    fn each_move_makes_the_next_one_harder() {
+        let mut strays = Strays::default();
+        let runs: Vec<_> = std::iter::repeat_with(|| {
+            let took = run(&mut strays);
+            strays.moved();
+            took
+        })
+        .take(7)
+        .collect();
+        assert_eq!(runs, [8, 16, 32, 64, 128, 128, 128]);
+    }
+}
