@@ -22,6 +22,7 @@ mod dpdk;
 mod driver;
 mod front_end;
 mod memory;
+mod moving;
 mod mtu;
 mod names;
 mod pauses;

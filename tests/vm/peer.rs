@@ -283,6 +283,10 @@ impl Connection {
         connection
     }
 
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("link")
     }

@@ -19,7 +19,7 @@ use crate::world::{GUEST_PORT, PORT, World, expect_service};
 const TWO_PAIRS: Cell = Cell::new(Engine::IoUring, 2);
 
 /// The pairs of queues by their numbers, and the control queue behind them.
-const PAIRS: [[usize; 2]; 2] = [[0, 1], [2, 3]];
+pub const PAIRS: [[usize; 2]; 2] = [[0, 1], [2, 3]];
 const CONTROL: usize = 4;
 
 fn offered() -> Vec<u32> {
@@ -27,7 +27,7 @@ fn offered() -> Vec<u32> {
 }
 
 /// A machine with two pairs and a control queue.
-fn machine_of_two(connection: &Connection) -> Machine {
+pub fn machine_of_two(connection: &Connection) -> Machine {
     let mut machine = Machine::new(connection, 5);
     machine.negotiate(&offered());
     machine.share_memory();
@@ -55,7 +55,7 @@ fn each_pair_is_served_and_says_so() {
 
 impl Machine {
     /// Asks over the control queue for so many pairs, and expects an answer (virtio 1.3, 5.1.6.5.5).
-    fn set_pairs(&mut self, pairs: u16, expected: u8) {
+    pub fn set_pairs(&mut self, pairs: u16, expected: u8) {
         let request = [&[4, 0][..], &pairs.to_le_bytes()].concat();
         self.control(&request, expected);
     }
