@@ -46,12 +46,12 @@ pub fn datagrams(sockets: usize, first: SocketAddr, addresses: u32, time: Durati
     let start = Instant::now();
     let any: SocketAddr = if first.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let held: Vec<UdpSocket> = (0..sockets).map(|_| UdpSocket::bind(any)).collect::<io::Result<_>>()?;
-    let mut sent = 0;
+    let mut sent = 0usize;
     for socket in &held {
         for number in 0..addresses {
             socket.send_to(b"x", SocketAddr::new(nth_after(first.ip(), number), first.port()))?;
             sent += 1;
-            if sent % BURST == 0 {
+            if sent.is_multiple_of(BURST) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

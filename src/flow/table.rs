@@ -597,7 +597,9 @@ mod support {
 
     /// What the system does to discarded memory.
     pub fn zero(words: &[std::sync::atomic::AtomicU64]) {
-        words.iter().for_each(|word| word.store(0, std::sync::atomic::Ordering::Relaxed));
+        for word in words {
+            word.store(0, std::sync::atomic::Ordering::Relaxed);
+        }
     }
 }
 
@@ -675,7 +677,9 @@ mod tests {
                 "an entry like that of before"
             );
             before = now;
-            positions.into_iter().for_each(|position| table.remove(position));
+            for position in positions {
+                table.remove(position);
+            }
             assert_eq!((used(&table), table.len()), (vec![0, 0], 0));
             assert_eq!(
                 DISCARDED.load(Ordering::Relaxed) as usize / table.levels[1].buckets.words.len(),
@@ -728,7 +732,9 @@ mod tests {
                         for n in first..first + 4 {
                             assert_eq!(table.find(&table.hash(&key(n))), Some(handle(owner, n)));
                         }
-                        positions.into_iter().for_each(|position| table.remove(position));
+                        for position in positions {
+                            table.remove(position);
+                        }
                         assert_eq!(table.find(&table.hash(&key(first))), None);
                     }
                 });

@@ -455,13 +455,13 @@ pub fn discard(words: &[AtomicU64]) {
     }
 }
 
-/// Has the allocator give back what is large whenever it is freed. Left to itself, glibc keeps what is as large as
-/// anything that was ever freed.
+/// Has the allocator give back what is large whenever it is freed. Left to itself, glibc keeps what is no larger than
+/// anything that was ever freed. Large is more than a stream's full buffer, and no more than a chunk of records.
 pub fn return_what_is_freed() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it sets a parameter of the allocator.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10)
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 72 << 10)
     };
 }
 
