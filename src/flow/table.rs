@@ -785,10 +785,10 @@ mod loom_tests {
         });
     }
 
-    /// Every interleaving with three preemptions at the most: there are too many of the others.
+    /// Every interleaving with two preemptions at the most: there are too many of the others.
     fn few_preemptions(test: impl Fn() + Sync + Send + 'static) {
         let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
+        model.preemption_bound = Some(2);
         model.check(test);
     }
 
