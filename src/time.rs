@@ -44,3 +44,24 @@ impl Sub<Now> for Now {
         Duration::from_nanos(self.since(earlier))
     }
 }
+
+/// A point in time or none, in the room of the point alone: what many idle flows have several of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Alarm(u64);
+
+impl Alarm {
+    /// None.
+    pub const NONE: Self = Self(u64::MAX);
+
+    /// The point.
+    pub fn get(self) -> Option<Now> {
+        (self != Self::NONE).then_some(Now(self.0))
+    }
+}
+
+impl From<Now> for Alarm {
+    fn from(at: Now) -> Self {
+        // The last point of the clock is centuries away.
+        Self(at.0.min(u64::MAX - 1))
+    }
+}

@@ -34,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "exchange",
             "flow",
             "host",
+            "io",
             "link",
             "monitor",
             "namespace",

@@ -32,6 +32,8 @@ class Joined:
     forwarder: subprocess.Popen | None = None
     # Where that client of the host's own runs, if not in the host namespace.
     host: Namespace | None = None
+    # The words that, before a command, run it in a guest of its own.
+    run: tuple = ()
 
 
 class Backend:
@@ -135,7 +137,8 @@ class Hythe(Backend):
         words = [self.programs.hythe, "attach", "--netns", site.guest.path, "--engine", self.engine, *published()]
         forwarder = site.start(site.host, words, self.name)
         site.until(forwarder, "a route in the guest", site.guest.has_default_route)
-        return Joined(site.guest, HOST, "127.0.0.1", forwarder)
+        run = (self.programs.hythe, "run", "--engine", self.engine, "--")
+        return Joined(site.guest, HOST, "127.0.0.1", forwarder, run=run)
 
 
 class HytheEpoll(Hythe):
@@ -161,7 +164,8 @@ class Pasta(Backend):
                  "--tcp-ns", "none", "--udp-ns", "none", "--netns", site.guest.path]
         forwarder = site.start(site.host, words, self.name)
         site.until(forwarder, "a route in the guest", site.guest.has_default_route)
-        return Joined(site.guest, HOST, "127.0.0.1", forwarder)
+        run = (self.programs.pasta, "--config-net", "--runas", "0", "--")
+        return Joined(site.guest, HOST, "127.0.0.1", forwarder, run=run)
 
 
 class Slirp4netns(Backend):

@@ -1,6 +1,7 @@
 """The servers and clients at both ends."""
 
 import json
+import time
 
 from . import backends, processes
 from .network import Failed
@@ -8,6 +9,9 @@ from .site import FAR, wait_until
 
 # Ports of the far namespace.
 BULK, EXCHANGE, SINK = 6001, 6002, 6003
+
+# Behind the far namespace, when flows to many addresses are to be opened.
+IDLE_NET, IDLE_FIRST = "192.0.2.0/24", "192.0.2.1"
 
 # Starting and ending a client takes no longer than that, on a busy machine too.
 GRACE_S = 20
@@ -83,6 +87,33 @@ class Ends:
         holder = self.site.start(way.client, words, "hold")
         self.site.until(holder, "connections", lambda: "{" in self.site.said(holder), 60)
         return holder, int(json_line(self.site.said(holder))["open"])
+
+    def flows(self, sockets, addresses):
+        """Sends a datagram from each of the guest's sockets to each of the far addresses, where somebody listens; returns the
+        processes that hold them, and how many arrived.
+        """
+        self.site.far.ip(f"route replace local {IDLE_NET} dev lo")
+        words = [self.programs.traffic, "udpsink", SINK, 600]
+        sink = self.site.start(self.site.far, words, "idle-sink")
+        self.site.until_says(sink, "ready")
+        before = self._arrived()
+        words = [self.programs.traffic, "flows", sockets, f"{IDLE_FIRST}:{SINK}", addresses, 600]
+        holder = self.site.start(self.outward.client, words, "flows")
+        self.site.until(holder, "datagrams", lambda: "{" in self.site.said(holder), 60)
+        time.sleep(0.5)
+        return [holder, sink], self._arrived() - before
+
+    def _arrived(self):
+        """Datagrams that the far namespace's sockets were given."""
+        rows = self.site.far.run(["cat", "/proc/net/snmp"]).splitlines()
+        head, counts = (row.split() for row in rows if row.startswith("Udp:"))
+        return int(counts[head.index("InDatagrams")])
+
+    def first_answer_ms(self):
+        """From the start of the program to the first answer that a command gets for which it makes a guest."""
+        words = [*self.joined.run, self.programs.traffic, "first", f"{FAR}:{EXCHANGE}"]
+        begun_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) / 1e3
+        return (json_line(self.site.host.run(words))["at_us"] - begun_us) / 1e3
 
     def dial(self, count, address, seconds):
         """Begins connections from the guest that nobody answers; returns the process."""

@@ -10,6 +10,12 @@ from typing import Callable
 from .network import Failed
 
 IDLE_CONNECTIONS = 4000
+MANY_CONNECTIONS = 15_000
+# Flows of datagrams: each of so many sockets has spoken to each of so many addresses.
+FLOW_SOCKETS, FLOW_ADDRESSES = 2000, 50
+IDLE_FLOWS = FLOW_SOCKETS * FLOW_ADDRESSES
+CHURNED = 50_000
+STARTS = 10
 DIALS = 2000
 # Behind the far namespace, which forwards nothing: not a packet comes back.
 BLACK_HOLE = "203.0.113.1"
@@ -45,6 +51,8 @@ class Metric:
     of_forwarder: bool = False
     # Of a program that has just been started. Such a measurement leaves traces: it comes once, after all others.
     of_fresh: bool = False
+    # Takes long, or most peers fail in it: measured when it is named.
+    on_request: bool = False
 
 
 def bulk(direction, *options):
@@ -54,6 +62,18 @@ def bulk(direction, *options):
         received = end["sum_received"]
         detail = {"retransmits": end["sum_sent"].get("retransmits")}
         return Reading(received["bits_per_second"] / 1e6, received["bytes"], detail=detail)
+    return measure
+
+
+def fairness(direction, *options):
+    """Jain's index of the streams of a transfer by iperf3: 1 when all get the same, 1/n when one gets all."""
+    def measure(ends, seconds):
+        end = ends.iperf3(getattr(ends, direction), seconds, *options)["end"]
+        rates = [stream["receiver"]["bits_per_second"] for stream in end["streams"]]
+        index = sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates))
+        detail = {"least_mbit": round(min(rates) / 1e6, 1), "most_mbit": round(max(rates) / 1e6, 1),
+                  "total_mbit": round(sum(rates) / 1e6)}
+        return Reading(index, detail=detail)
     return measure
 
 
@@ -101,18 +121,49 @@ def memory_idle(ends, _seconds):
     return Reading(ends.memory_kb())
 
 
-def memory_held(ends, _seconds):
+def memory_held(count):
     """What a program grows by for each idle connection."""
+    def measure(ends, _seconds):
+        before_kb = ends.memory_kb()
+        with held(ends, count):
+            # What its buffers held while the connections were opened is not meant.
+            time.sleep(1)
+            grown_kb = ends.memory_kb() - before_kb
+        return Reading(grown_kb / count, detail={"before_kb": before_kb, "grown_kb": grown_kb})
+    return measure
+
+
+def memory_of_flows(ends, _seconds):
+    """What a program grows by for each idle flow of datagrams."""
     before_kb = ends.memory_kb()
-    with held(ends):
-        time.sleep(0.5)
+    with idle_flows(ends):
+        time.sleep(1)
         grown_kb = ends.memory_kb() - before_kb
-    return Reading(grown_kb / IDLE_CONNECTIONS, detail={"before_kb": before_kb, "grown_kb": grown_kb})
+    return Reading(grown_kb / IDLE_FLOWS, detail={"before_kb": before_kb, "grown_kb": grown_kb})
+
+
+def memory_after_churn(ends, _seconds):
+    """What a program has of it that many connections were opened and closed, against what it had after the first hundreds."""
+    def settled_kb():
+        # Connections that are closed are remembered for a while.
+        time.sleep(5)
+        return ends.memory_kb()
+    fresh_kb = ends.memory_kb()
+    ends.traffic(ends.outward, "crr", 0.2)
+    before_kb, done = settled_kb(), 0
+    while done < CHURNED:
+        said = ends.traffic(ends.outward, "crr", 2, 16)
+        if not said["n"]:
+            raise Failed(f"no connection more after {done}")
+        done += said["n"]
+    after_kb = settled_kb()
+    detail = {"fresh_kb": fresh_kb, "before_kb": before_kb, "after_kb": after_kb, "connections": done}
+    return Reading(after_kb / before_kb, detail=detail)
 
 
 def idle_cpu(ends, seconds):
     """What a program does while it holds idle connections, in percent of one processor."""
-    with held(ends):
+    with held(ends, IDLE_CONNECTIONS):
         # What opening them has left to do is not meant.
         time.sleep(3)
         before_s = ends.cpu_fine_s()
@@ -121,15 +172,48 @@ def idle_cpu(ends, seconds):
 
 
 @contextlib.contextmanager
-def held(ends):
+def held(ends, count):
     """Idle connections of the guest, while something is measured."""
-    holder, standing = ends.hold(IDLE_CONNECTIONS)
+    holder, standing = ends.hold(count)
     try:
-        if standing < IDLE_CONNECTIONS:
-            raise Failed(f"only {standing} of {IDLE_CONNECTIONS} connections stand")
+        if standing < count:
+            raise Failed(f"only {standing} of {count} connections stand")
         yield
     finally:
         ends.site.stop(holder)
+
+
+@contextlib.contextmanager
+def idle_flows(ends):
+    """Idle flows of the guest's datagrams, while something is measured."""
+    processes, arrived = ends.flows(FLOW_SOCKETS, FLOW_ADDRESSES)
+    try:
+        if arrived < IDLE_FLOWS:
+            raise Failed(f"only {arrived} of {IDLE_FLOWS} flows stand")
+        yield
+    finally:
+        for process in processes:
+            ends.site.stop(process)
+
+
+def beside_idle_flows(ends, seconds):
+    """How much longer a round trip takes beside idle flows than without."""
+    def p50_us():
+        return statistics.median(ends.traffic(ends.outward, "pp", seconds)["p50_us"] for _ in range(5))
+    without_us = p50_us()
+    with idle_flows(ends):
+        time.sleep(1)
+        beside_us = p50_us()
+    detail = {"without_us": round(without_us, 1), "beside_us": round(beside_us, 1)}
+    return Reading(beside_us / without_us, detail=detail)
+
+
+def start(ends, _seconds):
+    """From the start of a program, with a guest of its own, to the first answer that a command in the guest gets."""
+    if not ends.joined.run:
+        raise Failed("it runs no command")
+    times_ms = sorted(ends.first_answer_ms() for _ in range(STARTS))
+    return Reading(statistics.median(times_ms), also={"worst": times_ms[-1]}, detail={"ms": times_ms})
 
 
 def black_hole(ends, seconds):
@@ -174,8 +258,25 @@ ALL = {metric.name: metric for metric in (
     Metric("black_hole", f"p99 of a connect beside {DIALS:,} that nobody answers, against without", "×", black_hole,
            False, of_fresh=True),
     Metric("memory_idle", "Memory, nothing moved yet", "kB", memory_idle, False, of_forwarder=True, of_fresh=True),
-    Metric("memory_held", f"Memory of an idle connection ({IDLE_CONNECTIONS:,} held)", "kB", memory_held, False,
-           of_forwarder=True, of_fresh=True),
+    Metric("memory_held", f"Memory of an idle connection ({IDLE_CONNECTIONS:,} held)", "kB", memory_held(IDLE_CONNECTIONS),
+           False, of_forwarder=True, of_fresh=True),
+    Metric("memory_many", f"Memory of an idle connection ({MANY_CONNECTIONS:,} held)", "kB",
+           memory_held(MANY_CONNECTIONS), False, of_forwarder=True, of_fresh=True, on_request=True),
+    Metric("memory_flows", f"Memory of an idle flow of datagrams ({IDLE_FLOWS:,})", "kB", memory_of_flows, False,
+           of_forwarder=True, of_fresh=True, on_request=True),
+    Metric("memory_churn", f"Memory after {CHURNED:,} connections against that before", "×", memory_after_churn, False,
+           of_forwarder=True, of_fresh=True, on_request=True),
     Metric("idle_cpu", f"CPU with {IDLE_CONNECTIONS:,} idle connections", "% of one", idle_cpu, False,
            of_forwarder=True, of_fresh=True),
+    Metric("tcp_out_64", "TCP out, 64 streams", "Mbit/s", bulk("outward", "--parallel", "64"), is_bulk=True,
+           on_request=True),
+    Metric("tcp_rev_64", "TCP out, data back, 64 streams", "Mbit/s", bulk("outward", "--reverse", "--parallel", "64"),
+           is_bulk=True, on_request=True),
+    Metric("fair_out_64", "Fairness of 64 streams out", "Jain's index", fairness("outward", "--parallel", "64"),
+           on_request=True),
+    Metric("fair_rev_64", "Fairness of 64 streams out, data back", "Jain's index",
+           fairness("outward", "--reverse", "--parallel", "64"), on_request=True),
+    Metric("idle_flows_rr", f"TCP round trip beside {IDLE_FLOWS:,} idle flows, against without", "×", beside_idle_flows,
+           False, of_fresh=True, on_request=True),
+    Metric("start", "From start to the first answer", "ms", start, False, of_forwarder=True, on_request=True),
 )}

@@ -4,7 +4,7 @@
 //! print one line of JSON; servers say `ready` and run until they are killed. Bulk transfers are iperf3's job.
 //!
 //! ```text
-//! serve ◀── ping-pong, connects, hold          sink ◀── flood
+//! serve ◀── ping-pong, connects, hold, first          sink ◀── flood, flows
 //! ```
 
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod connects;
 mod dial;
+mod first;
 mod flood;
 mod hold;
 mod latencies;
@@ -97,6 +98,23 @@ enum Command {
         #[arg(value_parser = seconds)]
         seconds: Duration,
     },
+    /// Send one datagram from each of many sockets to each of many addresses, and leave it at that
+    Flows {
+        /// How many sockets
+        sockets: usize,
+        /// The first address, and the port
+        to: SocketAddr,
+        /// How many addresses, one after the other
+        addresses: u32,
+        /// For how long the sockets are kept
+        #[arg(value_parser = seconds)]
+        seconds: Duration,
+    },
+    /// Connect, and tell when the answer came, be it a refusal
+    First {
+        /// Whom to ask
+        to: SocketAddr,
+    },
 }
 
 /// A measurement of round trips.
@@ -138,6 +156,10 @@ fn main() -> anyhow::Result<()> {
         Command::Udpsink { port, seconds } => sink::run(port, seconds)?,
         Command::Dial { connections, to, seconds } => dial::run(connections, to, seconds)?,
         Command::Hold { connections, to, seconds } => hold::run(connections, to, seconds)?,
+        Command::Flows { sockets, to, addresses, seconds } => {
+            hold::datagrams(sockets, to, addresses, seconds)?;
+        }
+        Command::First { to } => first::run(to)?,
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-use siphasher::sip::SipHasher13;
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::frame::address::{Address, Endpoint};
 
@@ -29,11 +29,11 @@ pub struct FlowKey {
     pub protocol: Protocol,
 }
 
-/// A key in five words: what the table compares.
-pub(super) type KeyWords = [u64; 5];
+/// A key in five words: what is hashed.
+type KeyWords = [u64; 5];
 
 impl FlowKey {
-    pub(super) fn words(&self) -> KeyWords {
+    fn words(&self) -> KeyWords {
         let half = |address: Address, at: usize| {
             let o = address.octets();
             u64::from_ne_bytes([
@@ -62,13 +62,14 @@ impl FlowKey {
 pub struct HashSecret(pub [u64; 2]);
 
 impl HashSecret {
-    /// SipHash-1-3 of the key.
-    pub(super) fn hash(&self, words: &KeyWords) -> u64 {
+    /// SipHash-1-3 of a key, with a result of 128 bits.
+    pub(super) fn hash(&self, key: &FlowKey) -> [u64; 2] {
         let mut hasher = SipHasher13::new_with_keys(self.0[0], self.0[1]);
-        for word in words {
-            hasher.write_u64(*word);
+        for word in key.words() {
+            hasher.write_u64(word);
         }
-        hasher.finish()
+        let hash = hasher.finish128();
+        [hash.h1, hash.h2]
     }
 }
 

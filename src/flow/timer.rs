@@ -14,20 +14,43 @@ const LEVELS: usize = 4;
 const SPAN: u64 = 1 << (LEVEL_BITS * LEVELS as u32);
 const NONE: u32 = u32::MAX;
 
+/// Nodes for which memory is kept.
+const KEPT: usize = 1024;
+
 #[derive(Clone, Copy)]
 struct Node {
     next: u32,
     /// The previous node, or `NONE` at the head of a bucket.
     previous: u32,
-    /// The bucket, `NONE` when not armed.
-    bucket: u32,
-    deadline_tick: u64,
+    /// The deadline in ticks, and the bucket in the lowest bits: `BUCKETS` when it is not armed.
+    deadline_and_bucket: u64,
+}
+
+const BUCKETS: usize = SLOTS * LEVELS;
+const BUCKET_BITS: u32 = BUCKETS.ilog2() + 1;
+
+impl Node {
+    const VACANT: Self = Self { next: NONE, previous: NONE, deadline_and_bucket: BUCKETS as u64 };
+
+    fn deadline_tick(self) -> u64 {
+        self.deadline_and_bucket >> BUCKET_BITS
+    }
+
+    /// The bucket in which it is armed.
+    fn bucket(self) -> Option<usize> {
+        let bucket = self.deadline_and_bucket as usize & ((1 << BUCKET_BITS) - 1);
+        (bucket < BUCKETS).then_some(bucket)
+    }
+
+    fn put(&mut self, deadline_tick: u64, bucket: usize) {
+        self.deadline_and_bucket = deadline_tick << BUCKET_BITS | bucket as u64;
+    }
 }
 
 /// Deadlines by index.
 pub struct TimerWheel {
     nodes: Vec<Node>,
-    heads: [u32; SLOTS * LEVELS],
+    heads: [u32; BUCKETS],
     /// One bit a bucket that is not empty, by level.
     occupied: [u64; LEVELS],
     tick: u64,
@@ -39,7 +62,7 @@ impl TimerWheel {
     pub fn new(now: Now) -> Self {
         Self {
             nodes: Vec::new(),
-            heads: [NONE; SLOTS * LEVELS],
+            heads: [NONE; BUCKETS],
             occupied: [0; LEVELS],
             tick: now.0 / TICK_NS,
             armed: 0,
@@ -54,19 +77,17 @@ impl TimerWheel {
     /// The deadline of an index, rounded up to the tick, when it is armed.
     pub fn deadline(&self, index: u32) -> Option<Now> {
         let node = self.nodes.get(index as usize)?;
-        (node.bucket != NONE).then_some(Now(node.deadline_tick * TICK_NS))
+        node.bucket().map(|_| Now(node.deadline_tick() * TICK_NS))
     }
 
     /// Arms, or moves, the deadline of `index`.
     pub fn arm(&mut self, index: u32, deadline: Now) {
         if index as usize >= self.nodes.len() {
-            let vacant = Node { next: NONE, previous: NONE, bucket: NONE, deadline_tick: 0 };
-            self.nodes.resize(index as usize + 1, vacant);
+            self.nodes.resize(index as usize + 1, Node::VACANT);
         }
         self.cancel(index);
         let deadline_tick = deadline.0.div_ceil(TICK_NS).max(self.tick + 1);
-        self.nodes[index as usize].deadline_tick = deadline_tick;
-        self.place(index);
+        self.place(index, deadline_tick);
         self.armed += 1;
     }
 
@@ -79,29 +100,39 @@ impl TimerWheel {
 
     /// Forgets the deadline of `index`.
     pub fn cancel(&mut self, index: u32) {
-        let Some(&Node { next, previous, bucket, .. }) = self.nodes.get(index as usize) else { return };
-        if bucket == NONE {
-            return;
-        }
+        let Some(&node) = self.nodes.get(index as usize) else { return };
+        let Some(bucket) = node.bucket() else { return };
+        let Node { next, previous, .. } = node;
         if next != NONE {
             self.nodes[next as usize].previous = previous;
         }
         if previous == NONE {
-            self.heads[bucket as usize] = next;
+            self.heads[bucket] = next;
             if next == NONE {
-                self.occupied[bucket as usize / SLOTS] &= !(1 << (bucket as usize % SLOTS));
+                self.occupied[bucket / SLOTS] &= !(1 << (bucket % SLOTS));
             }
         } else {
             self.nodes[previous as usize].next = next;
         }
-        self.nodes[index as usize].bucket = NONE;
+        self.nodes[index as usize] = Node::VACANT;
         self.armed -= 1;
     }
 
-    fn place(&mut self, index: u32) {
-        let node = self.nodes[index as usize];
-        let ahead = node.deadline_tick - self.tick;
-        let placed = node.deadline_tick.min(self.tick + SPAN - 1);
+    /// No index from `bound` on is in use: gives memory back once less than half of it is needed.
+    pub fn shrink(&mut self, bound: u32) {
+        let bound = (bound as usize).max(KEPT);
+        if self.nodes.len() / 2 < bound {
+            return;
+        }
+        // One that is armed all the same stays, and ends the search.
+        let last = self.nodes.iter().rposition(|node| node.bucket().is_some());
+        self.nodes.truncate(last.map_or(bound, |last| bound.max(last + 1)));
+        self.nodes.shrink_to_fit();
+    }
+
+    fn place(&mut self, index: u32, deadline_tick: u64) {
+        let ahead = deadline_tick - self.tick;
+        let placed = deadline_tick.min(self.tick + SPAN - 1);
         let level = (0..LEVELS - 1)
             .find(|level| ahead < 1 << (LEVEL_BITS * (*level as u32 + 1)))
             .unwrap_or(LEVELS - 1);
@@ -111,7 +142,9 @@ impl TimerWheel {
         if head != NONE {
             self.nodes[head as usize].previous = index;
         }
-        self.nodes[index as usize] = Node { next: head, previous: NONE, bucket: bucket as u32, ..node };
+        let node = &mut self.nodes[index as usize];
+        (node.next, node.previous) = (head, NONE);
+        node.put(deadline_tick, bucket);
         self.heads[bucket] = index;
         self.occupied[level] |= 1 << slot;
     }
@@ -163,15 +196,14 @@ impl TimerWheel {
         let mut index = std::mem::replace(&mut self.heads[bucket], NONE);
         self.occupied[level] &= !(1 << slot);
         while index != NONE {
-            let next = self.nodes[index as usize].next;
-            self.nodes[index as usize].bucket = NONE;
-            if self.nodes[index as usize].deadline_tick <= self.tick {
+            let node = std::mem::replace(&mut self.nodes[index as usize], Node::VACANT);
+            if node.deadline_tick() <= self.tick {
                 self.armed -= 1;
                 fire(index);
             } else {
-                self.place(index);
+                self.place(index, node.deadline_tick());
             }
-            index = next;
+            index = node.next;
         }
     }
 }
@@ -210,6 +242,23 @@ mod tests {
         assert_eq!(fired, 1);
         wheel.arm(0, at_ms(1_000_000_001));
         assert_eq!(wheel.next(), Some(at_ms(1_000_000_001)));
+    }
+
+    #[test]
+    fn memory_goes_back_when_the_indices_in_use_are_few_and_low() {
+        let mut wheel = TimerWheel::new(at_ms(0));
+        (0..10_000).for_each(|index| wheel.arm(index, at_ms(50)));
+        wheel.shrink(9_000);
+        assert!(wheel.nodes.len() >= 10_000, "half of it and more is in use");
+        (1..9_000).for_each(|index| wheel.cancel(index));
+        wheel.shrink(1);
+        assert!(wheel.nodes.len() >= 10_000, "armed deadlines are kept");
+        (9_000..10_000).for_each(|index| wheel.cancel(index));
+        wheel.shrink(1);
+        assert_eq!(wheel.nodes.capacity(), KEPT);
+        let mut fired = Vec::new();
+        wheel.advance(at_ms(100), |index| fired.push(index));
+        assert_eq!(fired, [0]);
     }
 
     proptest! {

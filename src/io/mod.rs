@@ -9,6 +9,7 @@ pub mod sockaddr;
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU64;
 
 use crate::frame::address::Endpoint;
 
@@ -440,6 +441,28 @@ impl ByteQueue {
         // only read, by the kernel and through other shared references.
         [first, second].map(|part| unsafe { Piece::new(part.as_ptr().cast_mut(), part.len()) })
     }
+}
+
+/// Has the system take the whole pages that lie in some words, which read as zero afterwards.
+pub fn discard(words: &[AtomicU64]) {
+    const PAGE: usize = 4096;
+    let start = words.as_ptr().addr().next_multiple_of(PAGE);
+    let end = words.as_ptr_range().end.addr() / PAGE * PAGE;
+    if start < end {
+        let first = words.as_ptr().wrapping_byte_add(start - words.as_ptr().addr());
+        // SAFETY: the pages lie in `words`, private memory of the process that anybody may write to at any time.
+        unsafe { libc::madvise(first.cast_mut().cast(), end - start, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Has the allocator give back what is large whenever it is freed. Left to itself, glibc keeps what is no larger than
+/// anything that was ever freed. Large is more than a stream's full buffer, and no more than a chunk of records.
+pub fn return_what_is_freed() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a parameter of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 72 << 10)
+    };
 }
 
 #[cfg(test)]

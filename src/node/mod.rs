@@ -24,6 +24,7 @@ use crate::flow::table::FlowTable;
 use crate::host::RESOLV_CONF;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
+use crate::io::{discard, return_what_is_freed};
 use crate::link::Link;
 use crate::monitor::Wake;
 use crate::namespace::channel::Channel;
@@ -152,7 +153,9 @@ impl Node {
         let slow_mail: Mailbox<ToSlow> = Mailbox::new(MAILBOX, slow_waker.clone());
         let slow_stop = eventfd()?;
         let ended = eventfd()?;
-        let flows = Arc::new(FlowTable::new(config.max_flows, HashSecret(secret())));
+        return_what_is_freed();
+        let flows = FlowTable::new(config.max_flows, HashSecret(secret())).with_discard(discard);
+        let flows = Arc::new(flows);
         let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
         let addresses = Arc::new(config.addresses.clone());
         let excluded = excluded_ports(config);

@@ -16,5 +16,6 @@ mod inbound;
 mod input;
 mod life;
 mod names;
+mod scale;
 mod stalls;
 mod streams;

@@ -7,6 +7,7 @@
 
 pub mod direct;
 pub mod epoll;
+mod polls;
 pub mod uring;
 
 use std::io;

@@ -10,7 +10,6 @@
 //! is unwatched first; the cancellation is submitted before the worker sleeps.
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use io_uring::register::Restriction;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use super::polls::{Poll, Polls};
 use super::{Engine, EngineCounts, Event, Interest, Token, direct};
 use crate::io::{Kind, Operation, Operations};
 
@@ -36,49 +36,6 @@ const COMPLETIONS: u32 = 4096;
 const OPERATION: u64 = 1 << 63;
 /// User data of a cancellation, whose completion says nothing.
 const CANCELLATION: u64 = u64::MAX;
-
-/// A descriptor that is polled.
-#[derive(Clone, Copy)]
-struct Poll {
-    token: Token,
-    fd: RawFd,
-    interest: Interest,
-    /// Ends with its first event.
-    once: bool,
-}
-
-/// What is polled, by token and by an identifier that is never used again: a token may be watched anew, with another
-/// descriptor, while events of the poll that it had before are still to come.
-#[derive(Default)]
-struct Polls {
-    by_token: HashMap<u64, u64>,
-    by_id: HashMap<u64, Poll>,
-    next: u64,
-}
-
-impl Polls {
-    fn add(&mut self, poll: Poll) -> u64 {
-        // Below the bit of operations: it lasts for centuries.
-        self.next = (self.next + 1) & !OPERATION;
-        self.by_token.insert(poll.token.pack(), self.next);
-        self.by_id.insert(self.next, poll);
-        self.next
-    }
-
-    fn get(&self, id: u64) -> Option<Poll> {
-        self.by_id.get(&id).copied()
-    }
-
-    fn has(&self, token: Token) -> bool {
-        self.by_token.contains_key(&token.pack())
-    }
-
-    fn remove(&mut self, token: Token) -> Option<u64> {
-        let id = self.by_token.remove(&token.pack())?;
-        self.by_id.remove(&id);
-        Some(id)
-    }
-}
 
 /// The io_uring engine.
 pub struct Uring {
@@ -124,7 +81,7 @@ impl Uring {
             ring,
             headers: Vec::with_capacity(ENTRIES as usize),
             pending: Vec::with_capacity(ENTRIES as usize),
-            polls: Polls::default(),
+            polls: Polls::new(),
             ended: Vec::new(),
             counts: EngineCounts::default(),
         })
@@ -196,6 +153,12 @@ impl Uring {
             failed: has(libc::POLLERR),
             urgent: has(libc::POLLPRI),
         });
+    }
+
+    fn begin_poll(&mut self, poll: Poll) -> io::Result<()> {
+        let id = self.polls.add(poll).ok_or(io::ErrorKind::StorageFull)?;
+        self.add_poll(id, poll);
+        Ok(())
     }
 
     fn add_poll(&mut self, id: u64, poll: Poll) {
@@ -321,17 +284,12 @@ impl Engine for Uring {
     }
 
     fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-        let poll = Poll { token, fd, interest, once: false };
-        let id = self.polls.add(poll);
-        self.add_poll(id, poll);
-        Ok(())
+        self.begin_poll(Poll { token, fd, interest, once: false })
     }
 
     fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
         if !self.polls.has(token) {
-            let poll = Poll { token, fd, interest, once: true };
-            let id = self.polls.add(poll);
-            self.add_poll(id, poll);
+            self.begin_poll(Poll { token, fd, interest, once: true })?;
         }
         Ok(())
     }

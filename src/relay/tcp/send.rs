@@ -14,7 +14,7 @@
 //! time-out sends everything again from `una` (RFC 6298), SACK or not (RFC 2018, 8: the receiver may renege).
 
 use crate::frame::tcp::{Range, Ranges, SegmentHead, Seq};
-use crate::time::Now;
+use crate::time::{Alarm, Now};
 
 use super::rtt::RetransmitTimer;
 
@@ -51,7 +51,7 @@ pub struct Send {
     timed_since: Now,
     pub(super) timer: RetransmitTimer,
     /// When the oldest unacknowledged byte, or the window probe, is due again.
-    deadline: Option<Now>,
+    deadline: Alarm,
 }
 
 /// What an acknowledgement did.
@@ -85,7 +85,7 @@ impl Send {
             timed: isn,
             timed_since: Now(0),
             timer: RetransmitTimer::default(),
-            deadline: None,
+            deadline: Alarm::NONE,
         }
     }
 
@@ -220,7 +220,7 @@ impl Send {
             }
         }
         // RFC 6298, 5.2 and 5.3.
-        self.deadline = (!self.is_quiet()).then(|| self.timer.deadline(now));
+        self.deadline = if self.is_quiet() { Alarm::NONE } else { self.timer.deadline(now).into() };
     }
 
     fn take_sack(&mut self, segment: &SegmentHead) {
@@ -332,14 +332,14 @@ impl Send {
             }
             self.max = end;
         }
-        if self.deadline.is_none() {
-            self.deadline = Some(self.timer.deadline(now));
+        if self.deadline == Alarm::NONE {
+            self.deadline = self.timer.deadline(now).into();
         }
     }
 
     /// When a retransmission or a window probe is due.
     pub fn deadline(&self) -> Option<Now> {
-        self.deadline
+        self.deadline.get()
     }
 
     /// Whether the window is closed to data that waits, so that it must be probed (RFC 9293, 3.8.6.1).
@@ -353,24 +353,24 @@ impl Send {
             return;
         }
         if !self.is_blocked() {
-            self.deadline = None;
-        } else if self.deadline.is_none() {
-            self.deadline = Some(self.timer.deadline(now));
+            self.deadline = Alarm::NONE;
+        } else if self.deadline == Alarm::NONE {
+            self.deadline = self.timer.deadline(now).into();
         }
     }
 
     /// The deadline may have come. Returns whether a window probe is to be sent; a retransmission shows in
     /// [`Self::wanted`].
     pub fn expired(&mut self, now: Now) -> bool {
-        if self.deadline.is_none_or(|deadline| now < deadline) {
+        if self.deadline.get().is_none_or(|deadline| now < deadline) {
             return false;
         }
         if self.is_quiet() && !self.is_blocked() {
-            self.deadline = None;
+            self.deadline = Alarm::NONE;
             return false;
         }
         self.timer.back_off();
-        self.deadline = Some(self.timer.deadline(now));
+        self.deadline = self.timer.deadline(now).into();
         if self.is_quiet() {
             return true;
         }

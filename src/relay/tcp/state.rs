@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::frame::drop_reason::DropReason;
 use crate::frame::tcp::{Flags, SegmentHead, Seq};
-use crate::time::Now;
+use crate::time::{Alarm, Now};
 
 use super::Config;
 use super::options::Agreed;
@@ -90,7 +90,7 @@ pub struct TcpRelay {
     keep_alive_probes: u8,
     /// When the guest was heard last, or the connection began.
     last_heard: Now,
-    acknowledge_at: Option<Now>,
+    acknowledge_at: Alarm,
 }
 
 /// Acknowledged bytes are discarded when there are so many; the few of a question or an answer wait for others, since
@@ -167,7 +167,7 @@ impl TcpRelay {
             keep_alive_after_s: 0,
             keep_alive_probes: 0,
             last_heard: now,
-            acknowledge_at: None,
+            acknowledge_at: Alarm::NONE,
         }
     }
 
@@ -335,8 +335,8 @@ impl TcpRelay {
         if self.receive.finished() && !finished_before {
             self.closed_first = self.send.fin_sent();
         }
-        if self.receive.may_acknowledge() && self.acknowledge_at.is_none() {
-            self.acknowledge_at = Some(now + config.acknowledgement_delay);
+        if self.receive.may_acknowledge() && self.acknowledge_at == Alarm::NONE {
+            self.acknowledge_at = (now + config.acknowledgement_delay).into();
         }
         self.send.watch_window(now);
         self.settle_end(config, now);
@@ -526,7 +526,7 @@ impl TcpRelay {
         }
         let window = self.receive.window_field(self.agreed.own_scale);
         self.receive.acknowledgement_sent(len > 0);
-        self.acknowledge_at = None;
+        self.acknowledge_at = Alarm::NONE;
         SegmentHead { seq, ack: self.receive.next(), flags, window, options, len }
     }
 
@@ -592,7 +592,7 @@ impl TcpRelay {
             State::Answering => Some(self.last_heard + config.retransmit_timeout),
             State::Open => Some(self.keep_alive_at(config)),
         };
-        [own, self.acknowledge_at, self.send.deadline(), self.discard_at()].into_iter().flatten().min()
+        [own, self.acknowledge_at.get(), self.send.deadline(), self.discard_at()].into_iter().flatten().min()
     }
 
     fn discard_at(&self) -> Option<Now> {
@@ -608,8 +608,8 @@ impl TcpRelay {
 
     /// Time has passed: does what is due by now.
     pub fn expired(&mut self, config: &Config, now: Now) {
-        if self.acknowledge_at.is_some_and(|at| at <= now) {
-            self.acknowledge_at = None;
+        if self.acknowledge_at.get().is_some_and(|at| at <= now) {
+            self.acknowledge_at = Alarm::NONE;
             self.receive.delay_over();
         }
         if matches!(self.state, State::Offering | State::Answering | State::Open) && self.send.expired(now) {

@@ -62,7 +62,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let port = if protocol == Protocol::Echo { 0 } else { queued.destination.port };
         let peer = Endpoint { address: queued.destination.address, port };
         // The destination as the guest knows it.
-        let translated = record.translated.get(&peer).and_then(|slot| self.datagram_flows.get(*slot));
+        let translated = record.peers.translated(peer).and_then(|slot| self.datagram_flows.get(slot));
         let remote = translated.map_or(peer, |flow| flow.key.remote);
         let key = FlowKey { guest, remote, protocol };
         if let MappingKind::Echo { id, .. } = record.kind {

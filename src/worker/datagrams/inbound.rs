@@ -197,7 +197,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return Err(DropReason::OwnSocket);
         }
         let published = matches!(mapping.kind, MappingKind::Published(_));
-        let known = mapping.translated.get(&peer).copied().or_else(|| {
+        let known = mapping.peers.translated(peer).or_else(|| {
             let key = FlowKey { guest: mapping.guest, remote: peer, protocol: mapping.kind.protocol() };
             let handle = self.flows.find(&self.flows.hash(&key))?;
             (handle.owner == self.id).then_some(handle.slot)
@@ -212,7 +212,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         let Some(mapping) = self.mappings.get(slot) else { return Err(DropReason::NoFlow) };
         let anybody = published || self.udp_filtering == UdpFiltering::EndpointIndependent;
-        if !anybody && !mapping.addresses.contains_key(&peer.address) {
+        if !anybody && !mapping.peers.knows(peer.address) {
             return Err(DropReason::Filtered);
         }
         self.begin_inbound_flow(slot, peer, told, now)
@@ -233,7 +233,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let same_family = peer.address.is_v4() == guest.address.is_v4();
         let remote = if same_family && self.addresses.may_keep_source(peer.address) {
             peer
-        } else if mapping.addresses.contains_key(&peer.address) && peer.address.is_loopback() {
+        } else if mapping.peers.knows(peer.address) && peer.address.is_loopback() {
             // Another port of the host's loopback, with which the guest speaks under the host's name.
             Endpoint { address: family.host, port: peer.port }
         } else {

@@ -1,6 +1,5 @@
 //! How mappings and their flows begin and end.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::exchange::mail::Publication;
@@ -21,6 +20,7 @@ use crate::time::Now;
 use super::super::simulated::{Omission, omits};
 use super::super::{Worker, token_kind};
 use super::members::{Members, Neighbours};
+use super::peers::Peers;
 use super::{DatagramFlow, Mapping, MappingKind};
 
 /// RFC 4787, REQ-5: five minutes are recommended.
@@ -160,8 +160,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             local,
             position: None,
             flows: Members::default(),
-            addresses: HashMap::new(),
-            translated: HashMap::new(),
+            peers: Peers::default(),
             dont_fragment: None,
             burst: 1,
             queued: false,
@@ -253,10 +252,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.datagram_timers.arm(slot.index, expires);
         if let Some(mapping) = self.mappings.get_mut(mapping) {
             mapping.flows.append(&mut self.datagram_flows, slot);
-            *mapping.addresses.entry(peer.address).or_insert(0) += 1;
-            if peer != key.remote {
-                mapping.translated.insert(peer, slot);
-            }
+            mapping.peers.begin(peer, (peer != key.remote).then_some(slot));
         }
         Ok(Routed::Here(slot))
     }
@@ -293,15 +289,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let Some(flow) = self.datagram_flows.remove(slot) else { return };
         self.flows.remove(flow.position);
         self.datagram_timers.cancel(slot.index);
+        self.datagram_timers.shrink(self.datagram_flows.index_bound());
         let Some(mapping) = self.mappings.get_mut(flow.mapping) else { return };
         mapping.flows.remove(&mut self.datagram_flows, flow.neighbours);
-        mapping.translated.remove(&flow.peer);
-        if let Some(count) = mapping.addresses.get_mut(&flow.peer.address) {
-            *count -= 1;
-            if *count == 0 {
-                mapping.addresses.remove(&flow.peer.address);
-            }
-        }
+        mapping.peers.end(flow.peer);
         #[cfg(feature = "sim")]
         if omits(Omission::CloseMapping) {
             return;

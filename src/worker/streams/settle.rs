@@ -450,6 +450,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.flows.remove(position);
         }
         self.stream_timers.cancel(slot.index);
+        self.stream_timers.shrink(self.streams.index_bound());
         Some(stream)
     }
 
