@@ -27,10 +27,9 @@
 //! means that the entry was whole (a sequence lock, made of atomics, so that there is no data race to argue away). A
 //! changed meta means that the entry went away meanwhile, which is as good as not there. No reader ever waits or writes.
 //!
-//! *Writers*: the worker that accepts a flow inserts it. Its owner, which may give it to another worker by a store to the handle
-//! alone, is the only one to remove it. Two workers may insert the
-//! same key at the same moment (two copies of a SYN on two queues). Each publishes its entry as TENTATIVE and then
-//! looks for others, in all levels. Of two that see each other the one in the lower slot wins: it withdraws the other by
+//! *Writers*: the worker that accepts a flow inserts it. Its owner, which may give it to another worker by one store to the
+//! handle, is the only one to remove it. Two workers may insert the same key at the same moment (two copies of a SYN on
+//! two queues). Each publishes its entry as TENTATIVE and then looks for others, in all levels. Of two that see each other the one in the lower slot wins: it withdraws the other by
 //! compare-and-swap, the other withdraws itself and reports the winner. Nobody waits for anybody. An entry becomes LIVE
 //! by compare-and-swap too, so one of "promoted" and "withdrawn" happens, not both. The publication and the look are
 //! separated by sequentially consistent fences, so at least one of two sees the other. `loom` checks this (tests below).
@@ -545,20 +544,23 @@ impl FlowTable {
     /// Changes who owns a flow, or where it lies. The owner only. Readers find the one or the other; what was done before is
     /// seen by whoever finds the new one.
     pub fn reassign(&self, position: Position, handle: Handle) {
-        self.entry(position.index()).handle.store(handle.pack(), Ordering::Release);
+        let Place { level, position } = self.place(position);
+        self.levels[level].entry(position).handle.store(handle.pack(), Ordering::Release);
+    }
+
+    fn place(&self, position: Position) -> Place {
+        let level = self.levels.iter().rposition(|level| level.first <= position.index()).unwrap_or(0);
+        Place { level, position: position.index() - self.levels[level].first }
     }
 
     /// Removes an entry; only its owner may, and once.
     pub fn remove(&self, position: Position) {
-        let Some(number) = self.levels.iter().rposition(|level| level.first <= position.index()) else {
-            return;
-        };
-        let level = &self.levels[number];
-        let position = position.index() - level.first;
-        let meta = level.meta(position).load(Ordering::Relaxed);
+        let Place { level, position } = self.place(position);
+        let slots = &self.levels[level];
+        let meta = slots.meta(position).load(Ordering::Relaxed);
         debug_assert_eq!(meta & STATE_MASK, LIVE, "an entry is removed once, by its owner");
-        level.withdraw(position, meta);
-        self.leave(number);
+        slots.withdraw(position, meta);
+        self.leave(level);
         self.len.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -637,6 +639,24 @@ mod tests {
         }
         assert_eq!(table.insert(&table.hash(&key(5)), handle(1, 1)), Err(InsertError::Exists(handle(3, 5))));
         assert_eq!(table.len(), 500);
+    }
+
+    #[test]
+    fn a_flow_has_another_owner_from_one_moment_to_the_next() {
+        let table = FlowTable::new(100_000, HashSecret([1, 2]));
+        // So many that they lie in more than one level.
+        let positions: Vec<Position> =
+            (0..50_000).map(|n| table.insert(&table.hash(&key(n)), handle(3, n)).unwrap()).collect();
+        for position in &positions {
+            table.reassign(*position, Handle::on_its_way_to(1));
+        }
+        assert!((0..50_000).all(|n| table.find(&table.hash(&key(n))) == Some(Handle::on_its_way_to(1))));
+        for (n, position) in positions.iter().enumerate() {
+            table.reassign(*position, handle(1, n as u32));
+        }
+        assert!((0..50_000).all(|n| table.find(&table.hash(&key(n))) == Some(handle(1, n))));
+        positions.into_iter().for_each(|position| table.remove(position));
+        assert!(table.is_empty());
     }
 
     #[test]
@@ -794,6 +814,27 @@ mod loom_tests {
             thread.join().unwrap();
             assert_eq!(table.find(&table.hash(&key(1))), None);
             assert_eq!(table.find(&table.hash(&key(2))), Some(handle(0, 2)));
+        });
+    }
+
+    #[test]
+    fn who_finds_a_new_owner_finds_what_was_done_before() {
+        loom::model(|| {
+            let table = Arc::new(FlowTable::new(1, HashSecret([1, 2])));
+            let position = table.insert(&table.hash(&key(1)), handle(0, 1)).unwrap();
+            let mail = Arc::new(AtomicU32::new(0));
+            let (other, put) = (table.clone(), mail.clone());
+            let thread = loom::thread::spawn(move || {
+                put.store(1, Ordering::Relaxed);
+                other.reassign(position, Handle::on_its_way_to(1));
+            });
+            let found = table.find(&table.hash(&key(1)));
+            if found == Some(Handle::on_its_way_to(1)) {
+                assert_eq!(mail.load(Ordering::Relaxed), 1);
+            } else {
+                assert_eq!(found, Some(handle(0, 1)));
+            }
+            thread.join().unwrap();
         });
     }
 

@@ -239,9 +239,9 @@ mod tests {
 
     #[test]
     fn a_run_makes_a_stream_move_and_a_mixture_does_not() {
-        let mut strays = Strays::default();
+        let [mut strays, mut others] = [Strays::default(); 2];
         assert!((0..1_000).all(|turn| !strays.saw(0, u8::from(turn % 8 != 0))));
-        assert!((0..200).all(|turn| !strays.saw(0, 1 + turn % 2)));
+        assert!((0..200).all(|turn| !others.saw(0, 1 + turn % 2)));
         assert_eq!(run(&mut Strays::default()), usize::from(RUN));
     }
 
