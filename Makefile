@@ -7,10 +7,10 @@ NAMESPACE_THREADS = --test-threads 4
 VM_THREADS = --test-threads 4
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check format lint unit loom sim kernel namespace vm bench perf flamegraph install clean
+.PHONY: help build demo test check format lint unit loom sim kernel instructions namespace vm bench perf flamegraph install clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the release binary: target/release/hythe
 	cargo build --release --locked
@@ -23,6 +23,7 @@ test: ## Everything that must pass (installs what the tests need; takes root)
 	tests/setup
 	$(MAKE) --no-print-directory format lint loom sim SEEDS=300
 	cargo test --locked --lib --bins --test architecture --test bulk --test kernel
+	$(MAKE) --no-print-directory instructions
 	tests/demo target/debug/hythe
 	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
 	tests/guest/build
@@ -47,6 +48,11 @@ sim: ## The simulation, over many seeds (SEEDS=10000; HYTHE_SEED=n replays one)
 
 kernel: ## What is relied on of the kernel
 	cargo test --locked --test kernel
+
+instructions: ## No step of a frame's path takes more instructions than before
+	tests/setup instructions
+	cargo build --locked --release --example steps
+	perf/instructions
 
 namespace: ## hythe as a whole, between namespaces (takes root)
 	tests/setup namespace

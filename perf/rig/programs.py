@@ -20,7 +20,8 @@ class Programs:
         self.traffic = os.path.join(examples, "traffic")
         self.tapbridge = os.path.join(examples, "tapbridge")
         self.vguest = os.path.join(examples, "vguest")
-        for path in (self.hythe, self.traffic, self.tapbridge, self.vguest):
+        self.flamegraph = os.path.join(examples, "flamegraph")
+        for path in (self.hythe, self.traffic, self.tapbridge, self.vguest, self.flamegraph):
             if not os.access(path, os.X_OK):
                 sys.exit(f"{path}: not there; build it: cargo build --release --bins --examples")
         for name, package in (("iperf3", "iperf3"), ("nsenter", "util-linux"), ("ip", "iproute2")):

@@ -16,10 +16,16 @@
 //! would use: reads and writes in one system call. It asks for interrupts only before it sleeps, and allocates nothing once
 //! it runs.
 //!
+//! With `--queues N` there are N pairs of virtqueues, as many queues of the tap, and a thread for each, as each processor of
+//! a machine serves its own. The guest's kernel sends a flow's frames over the queue by which its last one came, so the
+//! back-end decides, as it does with a tap of its own. How many pairs are used is said over the control queue.
+//!
 //! It says `ready` once the rings are served, and ends with the back-end's connection or by SIGTERM, when it prints what
 //! went through its queues. Addresses, and setting the interface up, are the caller's job.
 
+mod control;
 mod front_end;
+mod pair;
 mod queue;
 mod receive;
 mod tap;
@@ -28,24 +34,21 @@ mod transmit;
 #[path = "../../tests/rig/driver_ring.rs"]
 mod driver_ring;
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use hythe::flow::slab::Slot;
 use hythe::host::engine::epoll::Epoll;
-use hythe::host::engine::uring::Uring;
-use hythe::host::engine::{Engine, EngineChoice, EngineKind, Interest, Token};
-use hythe::io::Operations;
+use hythe::host::engine::{Engine, EngineChoice, EngineKind, Interest};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use driver_ring::{Memory, Ring, START};
-use front_end::{Connection, Features};
-use receive::Receive;
-use transmit::Transmit;
+use control::Control;
+use driver_ring::{Memory, START};
+use front_end::Connection;
+use pair::{OVER, Pair, Shape, token};
 
 /// Joins a tap of a network namespace to a vhost-user back-end.
 #[derive(Parser)]
@@ -57,7 +60,10 @@ struct Cli {
     /// What the tap is called in there
     #[arg(long, value_name = "NAME", default_value = "tap0")]
     interface: String,
-    /// Entries of either queue, a power of two
+    /// Pairs of queues
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    queues: u16,
+    /// Entries of each queue, a power of two
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = power_of_two)]
     queue: u16,
     /// Bytes of a receive buffer; a frame may fill several
@@ -76,103 +82,72 @@ fn power_of_two(text: &str) -> Result<u16, String> {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    let signals = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect::<SigSet>();
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let mut guest = Guest::start(&cli)?;
+    let engine = cli.engine.decide()?;
     println!("ready");
-    let end = match cli.engine.decide()? {
-        EngineKind::IoUring => guest.serve(Uring::new()?),
-        EngineKind::Epoll => guest.serve(Epoll::new()?),
-    };
-    eprintln!("vguest: to the back-end: {}", guest.transmit.queue);
-    eprintln!("vguest: from the back-end: {}", guest.receive.queue);
+    let end = guest.serve(engine, &signals);
+    for (number, Pair { transmit, receive, .. }) in guest.pairs.iter().enumerate() {
+        eprintln!("vguest: pair {number}, to the back-end: {}", transmit.queue);
+        eprintln!("vguest: pair {number}, from the back-end: {}", receive.queue);
+    }
     end
 }
 
-/// Where the rings lie in the guest's memory.
-const TRANSMIT: u64 = START;
-const RECEIVE: u64 = TRANSMIT + Ring::LEN;
-const BUFFERS: u64 = RECEIVE + Ring::LEN;
-
-/// What an event is about.
-const FROM_TAP: u8 = 1;
-const RECEIVED: u8 = 2;
-const TRANSMITTED: u8 = 3;
-const CONNECTION: u8 = 4;
-const SIGNAL: u8 = 5;
-
 /// A tap, and the driver between it and the back-end.
 struct Guest {
-    tap: OwnedFd,
-    transmit: Transmit,
-    receive: Receive,
+    pairs: Vec<Pair>,
     connection: Connection,
-    signals: SignalFd,
 }
 
 impl Guest {
     fn start(cli: &Cli) -> anyhow::Result<Self> {
-        let signals = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect::<SigSet>();
-        signals.thread_block()?;
-        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-
-        let (tap, udp_segmentation) = tap::create(&cli.guest, &cli.interface)?;
-        let mut connection = Connection::open(&cli.socket, udp_segmentation)
+        let tap = tap::create(&cli.guest, &cli.interface, cli.queues)?;
+        let mut connection = Connection::open(&cli.socket, tap.udp_segmentation, cli.queues)
             .with_context(|| cli.socket.display().to_string())?;
         let features = connection.features();
-        tap::set_offloads(&tap, features)?;
+        tap::set_offloads(tap.queues.first().context("a tap without a queue")?, features)?;
 
-        let receive_buffers = BUFFERS + Transmit::room(cli.queue);
-        let end = receive_buffers + Receive::room(cli.queue, cli.buffer);
-        let memory = Memory::new((end - START) as usize);
-        let ring = |base| {
-            let ring = Ring::new(&memory, base, cli.queue);
-            if features.has(Features::EVENT_INDEX) { ring } else { ring.without_event_index() }
-        };
-        let indirect = features.has(Features::INDIRECT);
-        let transmit = Transmit::new(ring(TRANSMIT), &memory, BUFFERS, cli.queue, indirect)?;
-        let receive = Receive::new(ring(RECEIVE), &memory, receive_buffers, cli.queue, cli.buffer)?;
-        connection.start(&memory, &receive.queue, &transmit.queue)?;
-        Ok(Self { tap, transmit, receive, connection, signals })
+        // One pair behind the other, and the control queue behind them.
+        let shape = Shape { size: cli.queue, buffer: cli.buffer, features };
+        let at = |pair: u16| START + u64::from(pair) * shape.room();
+        let control_at = at(cli.queues);
+        let memory = Memory::new((control_at + Control::ROOM - START) as usize);
+        let pairs = (0..).zip(tap.queues).map(|(number, queue)| Pair::new(queue, &memory, at(number), shape));
+        let pairs = pairs.collect::<anyhow::Result<Vec<Pair>>>()?;
+        let mut control = None;
+        if cli.queues > 1 {
+            control = Some(Control::new(&memory, control_at, shape)?);
+        }
+        connection.start(&memory, &pairs, control.as_mut())?;
+        Ok(Self { pairs, connection })
     }
 
-    /// Until the connection ends, or a signal comes.
-    fn serve(&mut self, mut engine: impl Engine) -> anyhow::Result<()> {
-        let Self { tap, transmit, receive, connection, signals } = self;
-        let watched: [(u8, RawFd); 4] = [
-            (RECEIVED, receive.queue.interrupts.as_raw_fd()),
-            (TRANSMITTED, transmit.queue.interrupts.as_raw_fd()),
-            (CONNECTION, connection.as_raw_fd()),
-            (SIGNAL, signals.as_raw_fd()),
-        ];
-        for (kind, fd) in watched {
-            engine.watch(fd, token(kind), Interest::Readable)?;
+    /// Until the connection ends, a signal comes, or a pair has failed.
+    fn serve(&mut self, engine: EngineKind, signals: &SignalFd) -> anyhow::Result<()> {
+        let Self { pairs, connection } = self;
+        let over = EventFd::new(EFD_NONBLOCK)?;
+        let mut watch = Epoll::new()?;
+        for fd in [over.as_raw_fd(), connection.as_raw_fd(), signals.as_raw_fd()] {
+            watch.watch(fd, token(OVER), Interest::Readable)?;
         }
-        let (mut operations, mut events) = (Operations::default(), Vec::new());
-        loop {
-            operations.clear();
-            receive.begin(&mut operations, tap)?;
-            transmit.begin(&mut operations, tap);
-            engine.run(&mut operations);
-            receive.end(&operations)?;
-            let more = transmit.end(&operations)?;
-
-            // Readiness of the tap is told also when it came in between.
-            let sleeps = !more && receive.awaits_frames() && transmit.awaits_room();
-            if sleeps && transmit.has_room() {
-                engine.arm(tap.as_raw_fd(), token(FROM_TAP), Interest::Readable)?;
-            }
-            engine.wait(if sleeps { None } else { Some(Duration::ZERO) }, &mut events);
-            if sleeps {
-                receive.queue.wants_no_interrupt();
-                transmit.queue.wants_no_interrupt();
-            }
+        std::thread::scope(|scope| {
+            let serve = |pair: &'_ mut Pair| {
+                let end = pair.serve(engine, over.as_raw_fd());
+                over.write(1)?;
+                end
+            };
+            let threads: Vec<_> = pairs.iter_mut().map(|pair| scope.spawn(move || serve(pair))).collect();
             // Whoever writes to the connection of his own accord has nothing that a driver would wait for: it has ended.
-            if events.drain(..).any(|event| matches!(event.token.kind, CONNECTION | SIGNAL)) {
-                return Ok(());
+            let mut events = Vec::new();
+            while events.is_empty() {
+                watch.wait(None, &mut events);
             }
-        }
+            over.write(1)?;
+            let failed = || anyhow::anyhow!("the thread of a pair has failed");
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| failed())?)
+        })
     }
-}
-
-fn token(kind: u8) -> Token {
-    Token { kind, slot: Slot { index: 0, generation: 0 } }
 }

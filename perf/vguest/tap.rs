@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Context;
-use hythe::link::tap;
+use hythe::link::tap::{self, Created};
 use nix::sched::{CloneFlags, setns};
 
 use crate::front_end::Features;
@@ -15,19 +15,17 @@ mod ioctl {
     nix::ioctl_write_int!(set_offload, b'T', 208);
 }
 
-/// Makes a tap in a network namespace; whether it can leave datagrams to be segmented.
-pub fn create(namespace: &Path, name: &str) -> anyhow::Result<(OwnedFd, bool)> {
+/// Makes a tap with so many queues in a network namespace. The kernel sends what belongs to a flow to the queue over which
+/// the flow's last frame came.
+pub fn create(namespace: &Path, name: &str, queues: u16) -> anyhow::Result<Created> {
     let file = File::open(namespace).with_context(|| namespace.display().to_string())?;
     let name = name.to_string();
     // Only this thread changes its namespace; the tap stays in the one where it was made.
     let inside = std::thread::spawn(move || {
         setns(&file, CloneFlags::CLONE_NEWNET)?;
-        anyhow::Ok(tap::create(&name, 1)?)
+        anyhow::Ok(tap::create(&name, usize::from(queues))?)
     });
-    let mut created =
-        inside.join().map_err(|_| anyhow::anyhow!("the thread in the guest's namespace has failed"))??;
-    let queue = created.queues.pop().context("a tap without a queue")?;
-    Ok((queue, created.udp_segmentation))
+    inside.join().map_err(|_| anyhow::anyhow!("the thread in the guest's namespace has failed"))?
 }
 
 /// The guest's kernel leaves to the device what that has offered, and does the rest itself.

@@ -171,6 +171,16 @@ impl Operation {
         self.kind
     }
 
+    /// What it is done to.
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Bytes to drop, of a [`Kind::Discard`].
+    pub fn bytes_to_drop(&self) -> u32 {
+        self.extra
+    }
+
     /// What it gave, once the batch was run: bytes, or the error.
     pub fn result(&self) -> io::Result<usize> {
         if self.result < 0 {
@@ -268,6 +278,21 @@ impl Operations {
     /// The message of a datagram operation.
     pub fn message(&self, id: OperationId) -> &Message {
         &self.messages[self.list[id.0 as usize].extra as usize]
+    }
+
+    /// Carries all of them out, in order, by `perform`: it gives what the kernel would, bytes or an error number negated. For
+    /// engines whose sockets are not the kernel's.
+    pub fn perform(&mut self, mut perform: impl FnMut(&Operation, &[Piece], Option<&mut Message>) -> i32) {
+        let Self { list, pieces, messages, .. } = self;
+        for operation in list {
+            let first = operation.first_piece as usize;
+            let memory = &pieces[first..first + operation.pieces as usize];
+            let message = match operation.kind {
+                Kind::SendDatagram | Kind::ReceiveDatagram => messages.get_mut(operation.extra as usize),
+                _ => None,
+            };
+            operation.result = perform(operation, memory, message);
+        }
     }
 
     /// All of them, in order: for whoever looks on.

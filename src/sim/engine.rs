@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::exchange::Waker;
 use crate::host::engine::{Engine, EngineCounts, Event, Interest, Token};
-use crate::io::{Kind, Operations};
+use crate::io::Operations;
 
 use super::kernel::Kernel;
 use super::link::Port;
@@ -68,21 +68,15 @@ impl ModelEngine {
 
 impl Engine for ModelEngine {
     fn run(&mut self, operations: &mut Operations) {
-        let Operations { list, pieces, messages, .. } = operations;
-        for operation in list {
-            let first = operation.first_piece as usize;
-            let memory = &pieces[first..first + operation.pieces as usize];
-            let message = match operation.kind {
-                Kind::SendDatagram | Kind::ReceiveDatagram => messages.get_mut(operation.extra as usize),
-                _ => None,
-            };
+        operations.perform(|operation, memory, message| {
             let mut kernel = self.kernel.borrow_mut();
-            operation.result = kernel.operate(operation.kind, operation.fd, memory, operation.extra, message);
+            let result = kernel.operate(operation.kind, operation.fd, memory, operation.extra, message);
             self.counts.operations += 1;
-            if operation.result > 0 {
+            if result > 0 {
                 self.stage.note_activity();
             }
-        }
+            result
+        });
     }
 
     fn watch(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {

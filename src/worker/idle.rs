@@ -112,7 +112,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
-    fn wait(&mut self, busy: bool) {
+    /// What comes behind a pass: sleeps if there is nothing to do, and takes in what the engine has to report.
+    pub fn wait(&mut self, busy: bool) {
         if self.may_sleep(busy) {
             self.counters.add(Metric::Sleeps, 1);
             let timeout = self.deadline().map(|at| at - Now::read());

@@ -20,7 +20,7 @@ const QUEUE: u16 = 256;
 /// What a buffer of the receive queue holds: as Linux makes them for an MTU of 1500.
 const BUFFER: u64 = 1536;
 /// The longest payload of one frame: 45 segments.
-const SEGMENT: u32 = 45 * 1448;
+pub const SEGMENT: u32 = 45 * 1448;
 /// Bytes of a stream repeat so often.
 pub const PERIOD: u64 = 251;
 
@@ -48,6 +48,8 @@ pub struct Guest {
     /// The next byte of the peer's, once it has said where it begins.
     expected: Option<Seq>,
     owes_acknowledgement: bool,
+    /// Looks at the first and the last byte of what comes. Where nobody puts any there, it must not.
+    pub looks: bool,
     /// Payload bytes so far.
     pub sent: u64,
     pub received: u64,
@@ -76,6 +78,7 @@ impl Guest {
             scale: 0,
             expected: None,
             owes_acknowledgement: false,
+            looks: true,
             sent: 0,
             received: 0,
         };
@@ -214,20 +217,21 @@ impl Guest {
         }
         self.owes_acknowledgement = true;
         if self.expected == Some(segment.seq) {
-            let mut byte = [0];
             let start = HEADER_LEN + packet.transport_start + tcp.header_len;
-            self.memory.read(at + start as u64, &mut byte);
-            assert_eq!(u64::from(byte[0]), self.received % PERIOD, "byte {} of the stream", self.received);
-            self.received += u64::from(segment.len);
             let end = (start as u64 + u64::from(segment.len) - 1) % BUFFER;
-            self.memory.read(last + end, &mut byte);
-            assert_eq!(
-                u64::from(byte[0]),
-                (self.received - 1) % PERIOD,
-                "byte {} of the stream",
-                self.received
-            );
+            self.look(at + start as u64, self.received);
+            self.received += u64::from(segment.len);
+            self.look(last + end, self.received - 1);
             self.expected = Some(segment.seq + segment.len);
+        }
+    }
+
+    /// The byte at an address is that of a position in the stream.
+    fn look(&self, at: u64, position: u64) {
+        if self.looks {
+            let mut byte = [0];
+            self.memory.read(at, &mut byte);
+            assert_eq!(u64::from(byte[0]), position % PERIOD, "byte {position} of the stream");
         }
     }
 }

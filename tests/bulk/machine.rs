@@ -3,36 +3,27 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hythe::exchange::mail::{ToSlow, ToWorker};
+use hythe::exchange::mail::ToWorker;
 use hythe::exchange::{Mailbox, Waker};
-use hythe::flow::admit::Limits;
-use hythe::flow::key::HashSecret;
-use hythe::flow::table::FlowTable;
-use hythe::frame::address::Address;
 use hythe::host::engine::Engine;
 use hythe::host::kernel::KernelSockets;
 use hythe::link::vhost_user::pairs::Pairs;
-use hythe::link::vhost_user::{Attachment, Queue, Ring, Takes};
+use hythe::link::vhost_user::{Queue, Takes};
 use hythe::observe::counters::{Counters, Metric};
-use hythe::policy::UdpFiltering;
-use hythe::policy::addresses::{Addresses, Family};
-use hythe::policy::guest_mac::GuestMac;
-use hythe::time::Now;
-use hythe::worker::idle::Seat;
-use hythe::worker::ports::PortSet;
 use hythe::worker::{Parts, Worker};
 
-use crate::guest::{GATEWAY_MAC, GUEST, GUEST_MAC, Guest, HOST, PERIOD};
+use crate::guest::{Guest, PERIOD, SEGMENT};
+use crate::parts::{attachment, parts};
 
 /// The guest runs so far ahead of its peer, three frames: a socket has room for them also while the peer does not read.
 /// Who fills the window to its brim has what the socket does not take copied to a buffer (`tcp_bytes_buffered`).
-const AHEAD: u64 = 3 * 45 * 1448;
+const AHEAD: u64 = 3 * SEGMENT as u64;
 
 /// Nothing moves for so long only if something is wrong.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,61 +34,6 @@ pub struct Machine {
     pub counters: Arc<Counters>,
     mail: Mailbox<ToWorker<OwnedFd>>,
     worker: Option<JoinHandle<()>>,
-}
-
-/// IPv4 alone.
-fn addresses() -> Addresses {
-    let v4 = Family {
-        subnet: "192.168.65.0/24".parse().unwrap(),
-        gateway: Address::v4([192, 168, 65, 1]),
-        host: Address::of_v4(HOST),
-        guest: Address::of_v4(GUEST),
-    };
-    Addresses {
-        gateway_mac: GATEWAY_MAC,
-        v4: Some(v4),
-        v6: None,
-        global_prefix: None,
-        host_loopback: true,
-        host_addresses: true,
-        metadata: false,
-        snat_from: Vec::new(),
-        own: Vec::new(),
-    }
-}
-
-fn parts<E>(
-    link: Queue,
-    engine: E,
-    waker: Arc<Waker>,
-    mail: Mailbox<ToWorker<OwnedFd>>,
-) -> Parts<Queue, E, KernelSockets> {
-    let slow: Mailbox<ToSlow> = Mailbox::new(64, Arc::new(Waker::new().unwrap()));
-    Parts {
-        id: 0,
-        link,
-        engine,
-        sockets: KernelSockets::new([Vec::new(), Vec::new()], 0),
-        flows: Arc::new(FlowTable::new(1024, HashSecret([1, 2]))),
-        flows_max: 1024,
-        limits: Limits { sockets: 256, connects_per_destination: 16, connects: 16 },
-        addresses: Arc::new(addresses()),
-        guest_mac: GuestMac::given(GUEST_MAC),
-        udp_filtering: UdpFiltering::default(),
-        counters: Arc::new(Counters::default()),
-        waker,
-        workers: vec![mail.clone()],
-        moves: Vec::new(),
-        mail,
-        slow,
-        guest_in_kernel: false,
-        excluded_ports: PortSet::default(),
-        secret: [3, 4],
-        recorder: None,
-        spin: Duration::ZERO,
-        seat: Seat::default(),
-        now: Now::read(),
-    }
 }
 
 impl Machine {
@@ -115,25 +51,12 @@ impl Machine {
             let (waker, mail, counters) = (waker.clone(), mail.clone(), counters.clone());
             let memory = guest.memory.range();
             std::thread::spawn(move || {
-                let parts = Parts { counters, ..parts(link, engine(memory), waker, mail) };
+                let sockets = KernelSockets::new([Vec::new(), Vec::new()], 0);
+                let parts = Parts { counters, ..parts(link, engine(memory), sockets, waker, mail) };
                 Worker::new(parts).unwrap().run();
             })
         };
-        let [transmit, receive] = [(&guest.transmit, 0), (&guest.receive, 1)].map(|(ring, which)| {
-            let kick = guest.kicks[which].as_fd().try_clone_to_owned().unwrap();
-            Some(Ring { parts: ring.parts(), kick, call: None, error: None })
-        });
-        let (memory, tcp_segmentation, udp_segmentation) = (guest.memory.map.clone(), true, true);
-        let attachment = Attachment {
-            memory,
-            transmit,
-            discards: false,
-            receive,
-            takes,
-            tcp_segmentation,
-            udp_segmentation,
-        };
-        assert!(control.attach(attachment, || waker.signal()).unwrap());
+        assert!(control.attach(attachment(&guest, takes), || waker.signal()).unwrap());
         guest.connect();
         let mut peer = None;
         until("the connection", || {

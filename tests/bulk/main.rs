@@ -5,6 +5,7 @@
 mod guest;
 mod instruments;
 mod machine;
+mod parts;
 mod recorder;
 #[path = "../rig/driver_ring.rs"]
 mod ring;
