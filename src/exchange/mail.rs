@@ -66,6 +66,17 @@ pub struct Publication {
     pub protocol: PublishedProtocol,
 }
 
+/// What whoever does something holds until it is done. Nothing has to be sent back, and so nothing can be lost.
+#[derive(Clone, Default)]
+pub struct Receipt(Arc<()>);
+
+impl Receipt {
+    /// Whether nobody else holds it any more.
+    pub fn is_back(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
 /// What the recorder is told.
 pub enum ToRecorder {
     /// A copy of a frame.
@@ -104,6 +115,15 @@ pub enum ToWorker<S> {
     Unpublish {
         /// Which publication.
         id: u32,
+        /// Given back when its socket is closed.
+        receipt: Receipt,
+    },
+    /// Whether flows of the guest must leave a port of the host alone.
+    Exclude {
+        /// The port.
+        port: u16,
+        /// They must.
+        excluded: bool,
     },
     /// Find out whether the guest listens at a published port, without showing its program a connection.
     Probe(Publication),

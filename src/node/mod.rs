@@ -16,6 +16,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::config::Config;
+use crate::control::place::{Listening, Plate};
 use crate::exchange::mail::{Publication, ToRecorder, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
@@ -31,12 +32,13 @@ use crate::observe::counters::{self, Counters};
 use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
 use crate::policy::guest_mac::GuestMac;
-use crate::policy::publish::PublishedProtocol;
+use crate::policy::port_set::PortSet;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
+use crate::slow::ports::opening::Delivery;
+use crate::slow::ports::table::PortError;
 use crate::time::Now;
-use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
 
 /// Things that wait for a worker, or for the slow path.
@@ -54,17 +56,11 @@ const RESOLVER_DIRECTORIES: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkMa
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// A port cannot be published.
-    #[error("cannot publish {address}:{port}/{protocol}: {problem}")]
-    Publish {
-        /// The host's address.
-        address: String,
-        /// The host's port.
-        port: u16,
-        /// tcp or udp.
-        protocol: &'static str,
-        /// What is wrong and what to do.
-        problem: String,
-    },
+    #[error("cannot publish: {0}")]
+    Publish(#[from] PortError),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Control(#[from] crate::control::place::PlaceError),
     /// The engine that was asked for cannot be had.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -123,6 +119,8 @@ pub struct Node {
     slow_stop: Arc<Waker>,
     counters: Vec<Arc<Counters>>,
     ended: Arc<Waker>,
+    /// The name of the control socket goes with this.
+    plate: Option<Plate>,
 }
 
 /// A secret for hashing and for sequence numbers.
@@ -152,7 +150,7 @@ impl Node {
         let flows = Arc::new(FlowTable::new(config.max_flows, HashSecret(secret())));
         let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
         let addresses = Arc::new(config.addresses.clone());
-        let excluded = excluded_ports(config);
+        let excluded = provisions.ports.excluded();
         let sockets = provisions.descriptors_for_flows() / count.max(1) as u64;
         let limits = Limits {
             sockets: sockets.min(u64::from(u32::MAX)) as u32,
@@ -161,7 +159,9 @@ impl Node {
         };
         let cores = allowed_cores();
         if config.sandbox {
-            let shut = close_sandbox(tidied.as_deref()).map_err(NodeError::Sandbox)?;
+            let api = provisions.api.as_ref().map(Listening::directory);
+            let tidied: Vec<&Path> = tidied.as_deref().into_iter().chain(api).collect();
+            let shut = close_sandbox(&tidied).map_err(NodeError::Sandbox)?;
             tracing::info!(files_shut = shut, "rights are given up");
         }
 
@@ -172,14 +172,7 @@ impl Node {
             .map(|file| Recorder::start(file, move || limit(sandboxed, sandbox::Thread::Recorder)))
             .transpose()
             .map_err(system("cannot start a thread"))?;
-        let mut published = slow::publish::Published::default();
-        for (publication, sockets) in &provisions.listeners {
-            if publication.protocol == PublishedProtocol::Tcp && config.mirror_refusal {
-                let handles: Vec<OwnedFd> = sockets.iter().flat_map(OwnedFd::try_clone).collect();
-                published.add(*publication, handles);
-            }
-        }
-        let mut inherited = deal(std::mem::take(&mut provisions.listeners), count);
+        let mut inherited = deal(std::mem::take(&mut provisions.deliveries), count);
 
         let mut workers = Vec::new();
         for (id, link) in links.into_iter().enumerate() {
@@ -210,6 +203,15 @@ impl Node {
             let thread = std::thread::Builder::new().name(format!("worker-{id}"));
             workers.push(thread.spawn(move || seed.grow()).map_err(system("cannot start a thread"))?);
         }
+        let about = slow::api::About {
+            name: provisions.api.as_ref().map(|api| api.name().to_string()).unwrap_or_default(),
+            engine: provisions.engine(),
+            workers: count,
+            guest: addresses.families().map(|family| family.guest.ip()).collect(),
+            gateway: addresses.families().map(|family| family.gateway.ip()).collect(),
+        };
+        let connections = provisions.connections();
+        let (api, plate) = provisions.api.take().map(Listening::apart).unzip();
         let slow_parts = slow::Parts {
             mail: slow_mail,
             waker: slow_waker,
@@ -222,7 +224,8 @@ impl Node {
             dns: config.dns.clone(),
             search,
             host_has_ipv6: config.host_has_ipv6,
-            published,
+            ports: provisions.ports,
+            api: api.map(|listener| slow::api::Door { listener, about, connections }),
             broker,
             counters: counters[count].clone(),
         };
@@ -239,7 +242,7 @@ impl Node {
         }
         // This thread has nothing to start any more.
         limit(config.sandbox, sandbox::Thread::Main).map_err(system("cannot limit the first thread"))?;
-        Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended })
+        Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended, plate })
     }
 
     /// The descriptor that becomes readable when a thread has ended.
@@ -272,6 +275,8 @@ impl Node {
 
     /// Resets every connection and ends the threads.
     pub fn stop(mut self) -> String {
+        // Nobody is to find a socket that nobody serves.
+        drop(self.plate.take());
         let latencies = self.latencies();
         for mail in &self.worker_mail {
             // A worker that is gone, or whose mailbox is full for ever, is not waited for below either.
@@ -293,13 +298,11 @@ impl Node {
     }
 }
 
-/// Deals the sockets of published ports to the workers. A UDP port has one socket: ports are dealt in turn.
-fn deal(listeners: Vec<(Publication, Vec<OwnedFd>)>, workers: usize) -> Vec<Vec<(Publication, OwnedFd)>> {
+/// Deals the sockets of published ports to the workers.
+fn deal(deliveries: Vec<Delivery>, workers: usize) -> Vec<Vec<(Publication, OwnedFd)>> {
     let mut dealt: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-    for (publication, sockets) in listeners {
-        for (index, socket) in sockets.into_iter().enumerate() {
-            dealt[(publication.id as usize + index) % workers].push((publication, socket));
-        }
+    for Delivery { publication, sockets, .. } in deliveries {
+        sockets.into_iter().for_each(|(worker, socket)| dealt[worker].push((publication, socket)));
     }
     dealt
 }
@@ -325,7 +328,7 @@ fn start_service(
 }
 
 /// Gives up what the threads to come do not need. Returns whether files are shut too.
-fn close_sandbox(tidied: Option<&Path>) -> Result<bool, SandboxError> {
+fn close_sandbox(tidied: &[&Path]) -> Result<bool, SandboxError> {
     sandbox::drop_capabilities()?;
     let mut readable = watched_directories(Path::new(RESOLV_CONF));
     // Where a link may be switched to when the host's network changes.
@@ -336,16 +339,6 @@ fn close_sandbox(tidied: Option<&Path>) -> Result<bool, SandboxError> {
 /// Limits the calling thread to the system calls of its kind, where that is wanted.
 fn limit(sandboxed: bool, kind: sandbox::Thread) -> io::Result<()> {
     if sandboxed { sandbox::limit_system_calls(kind).map_err(io::Error::other) } else { Ok(()) }
-}
-
-/// Ports that the guest's flows leave alone: reserved by the administrator, and published.
-fn excluded_ports(config: &Config) -> PortSet {
-    let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    let mut excluded = PortSet::parse(&reserved);
-    for port in &config.publish {
-        excluded.insert(port.host_port);
-    }
-    excluded
 }
 
 fn allowed_cores() -> Vec<usize> {

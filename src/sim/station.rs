@@ -18,9 +18,9 @@ use crate::observe::counters::Counters;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
 use crate::policy::guest_mac::GuestMac;
+use crate::policy::port_set::PortSet;
 use crate::random::Random;
 use crate::time::Now;
-use crate::worker::ports::PortSet;
 use crate::worker::{Parts, Worker};
 
 use super::engine::{Alarm, ModelEngine};
