@@ -56,7 +56,8 @@ fn parse(specs: &[String]) -> anyhow::Result<Vec<publish::PublishRequest>> {
 fn lines(ports: &[Port]) -> String {
     let mut bindings: Vec<_> = ports.iter().map(|port| port.binding).collect();
     bindings.sort_by_key(|binding| (binding.guest_port, binding.protocol, binding.endpoint()));
-    bindings.iter().map(|binding| format!("{binding}\n")).collect()
+    let lines: Vec<String> = bindings.iter().map(ToString::to_string).collect();
+    lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
 }
 
 /// The running hythe cannot see who has a port; who asks can.

@@ -95,12 +95,10 @@ async fn converse(
         Ok((status, body.map_err(|error| garbled(error.to_string()))?.to_bytes()))
     };
     tokio::pin!(exchange, connection);
-    let (status, body) = loop {
-        tokio::select! {
-            answered = &mut exchange => break answered?,
-            // Its end is told to the exchange, which has the answer or an error then.
-            _ = &mut connection => break exchange.await?,
-        }
+    let (status, body) = tokio::select! {
+        answered = &mut exchange => answered?,
+        // Its end is told to the exchange, which has the answer or an error then.
+        _ = &mut connection => exchange.await?,
     };
     if status == StatusCode::OK || status == StatusCode::CREATED {
         return Ok(body);

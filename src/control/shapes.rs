@@ -11,6 +11,9 @@ pub const BODY_MAX: usize = 64 << 10;
 /// Specifications of one request.
 pub const SPECS_MAX: usize = 1024;
 
+/// Specifications of one removal, which come in the head of a request.
+pub const REMOVED_MAX: usize = 32;
+
 /// A published port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Port {

@@ -206,6 +206,11 @@ pub enum ToSlow {
     },
     /// A queue of the link has failed, in these words: the user is told.
     QueueFailed(String),
+    /// The worker cannot serve a published port: the kernel watches no more, or there is no room for another mapping.
+    Unserved {
+        /// Which publication.
+        publication: u32,
+    },
     /// What the guest answers at a published TCP port.
     Listens {
         /// Which publication.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use crate::config::Config;
 use crate::control::place::{Listening, Plate};
@@ -203,15 +203,7 @@ impl Node {
             let thread = std::thread::Builder::new().name(format!("worker-{id}"));
             workers.push(thread.spawn(move || seed.grow()).map_err(system("cannot start a thread"))?);
         }
-        let about = slow::api::About {
-            name: provisions.api.as_ref().map(|api| api.name().to_string()).unwrap_or_default(),
-            engine: provisions.engine(),
-            workers: count,
-            guest: addresses.families().map(|family| family.guest.ip()).collect(),
-            gateway: addresses.families().map(|family| family.gateway.ip()).collect(),
-        };
-        let connections = provisions.connections();
-        let (api, plate) = provisions.api.take().map(Listening::apart).unzip();
+        let (api, plate) = open_door(&mut provisions, config, count);
         let slow_parts = slow::Parts {
             mail: slow_mail,
             waker: slow_waker,
@@ -225,7 +217,7 @@ impl Node {
             search,
             host_has_ipv6: config.host_has_ipv6,
             ports: provisions.ports,
-            api: api.map(|listener| slow::api::Door { listener, about, connections }),
+            api,
             broker,
             counters: counters[count].clone(),
         };
@@ -298,11 +290,34 @@ impl Node {
     }
 }
 
+/// The control socket for the slow path, and its name for this thread.
+fn open_door(
+    provisions: &mut Provisions,
+    config: &Config,
+    workers: usize,
+) -> (Option<slow::api::Door>, Option<Plate>) {
+    let Some(listening) = provisions.api.take() else { return (None, None) };
+    let addresses = &config.addresses;
+    let about = slow::api::About {
+        name: listening.name().to_string(),
+        engine: provisions.engine(),
+        workers,
+        guest: addresses.families().map(|family| family.guest.ip()).collect(),
+        gateway: addresses.families().map(|family| family.gateway.ip()).collect(),
+    };
+    let (listener, plate) = listening.apart();
+    let connections = provisions.connections();
+    let door = slow::api::Door { listener, about, connections, user: geteuid().as_raw() };
+    (Some(door), Some(plate))
+}
+
 /// Deals the sockets of published ports to the workers.
 fn deal(deliveries: Vec<Delivery>, workers: usize) -> Vec<Vec<(Publication, OwnedFd)>> {
     let mut dealt: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     for Delivery { publication, sockets, .. } in deliveries {
-        sockets.into_iter().for_each(|(worker, socket)| dealt[worker].push((publication, socket)));
+        for (worker, socket) in sockets {
+            dealt[worker].push((publication, socket));
+        }
     }
     dealt
 }

@@ -295,6 +295,7 @@ impl Slow {
                 }
             }
             ToSlow::QueueFailed(words) => tracing::error!("{words}"),
+            ToSlow::Unserved { publication } => self.ports.worker_refuses(publication),
             ToSlow::Listens { publication, listens } => self.ports.guest_answers(publication, listens),
         }
     }

@@ -510,6 +510,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
+    /// A port that is published in name only is to be published no more.
+    fn tell_unserved(&self, publication: Publication) {
+        self.drop_frame(DropReason::FlowBudget);
+        // Should the mailbox be full, the counter tells it.
+        let _ = self.slow.put(ToSlow::Unserved { publication: publication.id });
+    }
+
     fn unpublish(&mut self, id: u32) {
         match self.published.remove(&id) {
             Some(Served::Listener(slot)) => self.remove_listener(slot),

@@ -23,8 +23,8 @@ use hythe::observe::counters::{Counters, Metric};
 use hythe::policy::UdpFiltering;
 use hythe::policy::addresses::{Addresses, Family};
 use hythe::policy::guest_mac::GuestMac;
+use hythe::policy::port_set::PortSet;
 use hythe::time::Now;
-use hythe::worker::ports::PortSet;
 use hythe::worker::{Parts, Worker};
 
 use crate::guest::{GATEWAY_MAC, GUEST, GUEST_MAC, Guest, HOST, PERIOD};

@@ -16,5 +16,6 @@ mod inbound;
 mod input;
 mod life;
 mod names;
+mod publishing;
 mod stalls;
 mod streams;

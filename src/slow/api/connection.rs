@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::list::Answer;
-use super::problem;
+use super::problem::{MEDIA_TYPE, Refusal};
 use super::router::Router;
 use crate::control::shapes::Code;
 use crate::slow::ports::table::Publisher;
@@ -30,7 +30,7 @@ use crate::slow::ports::table::Publisher;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest head of a request, in bytes.
-const HEAD_MAX: usize = 16 << 10;
+const HEAD_MAX: usize = 64 << 10;
 
 type Answered = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>>>>;
 
@@ -50,7 +50,8 @@ pub async fn serve(stream: UnixStream, router: Rc<Router>, caller: Publisher) {
     let mut stream = parts.io.into_inner();
     // One that has said nothing was done.
     if ended.is_err_and(|error| error.is_timeout()) && !parts.read_buf.is_empty() {
-        let words = plain(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, "the request did not come to its end");
+        let detail = "the request did not come to its end";
+        let words = plain(&Refusal::new(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, detail));
         let _ = stream.write_all(&words).await;
     }
     let _ = stream.shutdown().await;
@@ -60,16 +61,16 @@ pub async fn serve(stream: UnixStream, router: Rc<Router>, caller: Publisher) {
 pub fn send_away(stream: &UnixStream) {
     let detail = "too many callers at a time; try again";
     // What does not fit into a new connection's buffer is not sent.
-    let _ = stream.try_write(&plain(StatusCode::SERVICE_UNAVAILABLE, Code::Exhausted, detail));
+    let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Code::Exhausted, detail);
+    let _ = stream.try_write(&plain(&refusal));
 }
 
 /// A whole answer, for where hyper writes none.
-fn plain(status: StatusCode, code: Code, detail: &str) -> Vec<u8> {
-    let body = problem::json(status, code, detail, None);
+fn plain(refusal: &Refusal) -> Vec<u8> {
+    let body = refusal.json();
+    let (status, len) = (refusal.status(), body.len());
     let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        problem::MEDIA_TYPE,
-        body.len()
+        "HTTP/1.1 {status}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n"
     );
     [head.as_bytes(), &body].concat()
 }

@@ -4,7 +4,7 @@
 //! control socket ──▶ [connection] ──▶ [router] ──▶ the table of ports
 //! ```
 //! A door has a number of seats; who finds none is told so (503) and sent away. A connection costs a bounded amount of memory, whatever
-//! it sends: a head of 16 KiB, a body of 64 KiB, and a list of ports is written as fast as it is read ([`list`]). A
+//! it sends: a head of 64 KiB, a body of 64 KiB, and a list of ports is written as fast as it is read ([`list`]). A
 //! client that stops in the middle of a request, or of reading its answer, has ten seconds ([`connection`]).
 //!
 //! Who calls is known by the door ([`Publisher`]): it sees and removes what it has published itself.
@@ -71,11 +71,13 @@ pub struct Door {
     pub about: About,
     /// Connections at a time.
     pub connections: usize,
+    /// The user whose processes may call, besides root's.
+    pub user: u32,
 }
 
 /// Answers callers for ever.
 pub async fn serve(door: Door, publishing: Rc<Publishing>) -> io::Result<()> {
-    let Door { listener, about, connections } = door;
+    let Door { listener, about, connections, user } = door;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let router = Rc::new(Router::new(publishing, about));
     let seats = Arc::new(Semaphore::new(connections));
@@ -88,7 +90,7 @@ pub async fn serve(door: Door, publishing: Rc<Publishing>) -> io::Result<()> {
                 continue;
             }
         };
-        if !may_call(&stream) {
+        if !may_call(&stream, user) {
             tracing::warn!("another user's process has called the control socket");
             continue;
         }
@@ -105,7 +107,6 @@ pub async fn serve(door: Door, publishing: Rc<Publishing>) -> io::Result<()> {
 }
 
 /// The socket's permissions say it already; a descriptor that somebody else was given says it not.
-fn may_call(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| [0, own].contains(&peer.uid()))
+fn may_call(stream: &UnixStream, user: u32) -> bool {
+    stream.peer_cred().is_ok_and(|peer| [0, user].contains(&peer.uid()))
 }

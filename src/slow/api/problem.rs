@@ -1,6 +1,6 @@
 //! What went wrong, as problem details (RFC 9457).
 
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::list::Answer;
@@ -11,43 +11,79 @@ use crate::slow::ports::table::PortError;
 /// RFC 9457, 3.
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
-/// A problem in JSON.
-pub fn json(status: StatusCode, code: Code, detail: &str, port: Option<Binding>) -> Vec<u8> {
-    let title = status.canonical_reason().unwrap_or_default().to_string();
-    let problem = Problem { title, status: status.as_u16(), detail: detail.to_string(), code, port };
-    // Strings and numbers: nothing that could fail.
-    serde_json::to_vec(&problem).unwrap_or_default()
+/// Why a request is not done.
+#[derive(Debug)]
+pub struct Refusal {
+    status: StatusCode,
+    code: Code,
+    detail: String,
+    port: Option<Binding>,
+    /// Which methods there are, where it is about that.
+    allow: Option<&'static str>,
 }
 
-/// An answer that tells a problem.
-pub fn answer(status: StatusCode, code: Code, detail: &str) -> Response<Answer> {
-    about(status, code, detail, None)
+impl Refusal {
+    /// A refusal in words.
+    pub fn new(status: StatusCode, code: Code, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), port: None, allow: None }
+    }
+
+    /// The methods that a resource has (RFC 9110, 15.5.6).
+    pub fn method(methods: &'static str) -> Self {
+        let detail = format!("this takes {methods}");
+        Self { allow: Some(methods), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, Code::Method, detail) }
+    }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The refusal in JSON.
+    pub fn json(&self) -> Vec<u8> {
+        let problem = Problem {
+            title: self.status.canonical_reason().unwrap_or_default().to_string(),
+            status: self.status.as_u16(),
+            detail: self.detail.clone(),
+            code: self.code,
+            port: self.port,
+        };
+        // Strings and numbers: nothing that could fail.
+        serde_json::to_vec(&problem).unwrap_or_default()
+    }
+
+    /// The answer that tells it.
+    pub fn answer(self) -> Response<Answer> {
+        let mut response = Response::new(Answer::Whole(Some(self.json().into())));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        if let Some(methods) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(methods));
+        }
+        response
+    }
 }
 
-fn about(status: StatusCode, code: Code, detail: &str, port: Option<Binding>) -> Response<Answer> {
-    let mut response = Response::new(Answer::Whole(Some(json(status, code, detail, port).into())));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-    response
-}
-
-/// An answer that tells why ports are as they were.
-pub fn of_ports(error: &PortError) -> Response<Answer> {
-    let (status, code, port) = match error {
-        PortError::Allocated(port) => (StatusCode::CONFLICT, Code::PortAllocated, Some(*port)),
-        PortError::InUse { binding, .. } => (StatusCode::CONFLICT, Code::AddressInUse, Some(*binding)),
-        PortError::RangeFull(..) | PortError::NoRandom(_) => (StatusCode::CONFLICT, Code::NoneFree, None),
-        PortError::Privileged(port) => (StatusCode::FORBIDDEN, Code::Privileged, Some(*port)),
-        PortError::NotHere(port) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, Code::AddressNotAvailable, Some(*port))
-        }
-        PortError::NotPublished(_) => (StatusCode::NOT_FOUND, Code::NotPublished, None),
-        PortError::Descriptors { .. } | PortError::Busy => {
-            (StatusCode::SERVICE_UNAVAILABLE, Code::Exhausted, None)
-        }
-        PortError::System { binding, .. } => {
-            (StatusCode::INTERNAL_SERVER_ERROR, Code::System, Some(*binding))
-        }
-    };
-    about(status, code, &error.to_string(), port)
+/// Why ports are as they were.
+impl From<PortError> for Refusal {
+    fn from(error: PortError) -> Self {
+        let (status, code, port) = match &error {
+            PortError::Allocated(port) => (StatusCode::CONFLICT, Code::PortAllocated, Some(*port)),
+            PortError::InUse { binding, .. } => (StatusCode::CONFLICT, Code::AddressInUse, Some(*binding)),
+            PortError::RangeFull(..) | PortError::NoRandom(_) => (StatusCode::CONFLICT, Code::NoneFree, None),
+            PortError::Privileged(port) => (StatusCode::FORBIDDEN, Code::Privileged, Some(*port)),
+            PortError::NotHere(port) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, Code::AddressNotAvailable, Some(*port))
+            }
+            PortError::NotPublished(_) => (StatusCode::NOT_FOUND, Code::NotPublished, None),
+            PortError::Descriptors { .. } | PortError::Busy => {
+                (StatusCode::SERVICE_UNAVAILABLE, Code::Exhausted, None)
+            }
+            PortError::System { binding, .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, Code::System, Some(*binding))
+            }
+        };
+        Self { port, ..Self::new(status, code, error.to_string()) }
+    }
 }

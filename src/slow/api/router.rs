@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 use super::About;
 use super::connection::PATIENCE;
 use super::list::{Answer, List};
-use super::problem;
-use crate::control::shapes::{BODY_MAX, Code, Port, Publish, SPECS_MAX, Status};
+use super::problem::Refusal;
+use crate::control::shapes::{BODY_MAX, Code, Port, Publish, REMOVED_MAX, SPECS_MAX, Status};
 use crate::policy::publish::{self, PublishRequest};
 use crate::slow::ports::table::Publisher;
 use crate::slow::ports::{Published, Publishing, Removal};
@@ -70,7 +70,7 @@ impl Resource {
     }
 }
 
-type Answered = Result<Response<Answer>, Response<Answer>>;
+type Answered = Result<Response<Answer>, Refusal>;
 
 impl Router {
     /// A router for the ports of one hythe.
@@ -84,9 +84,7 @@ impl Router {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        match self.route(caller, request).await {
-            Ok(response) | Err(response) => response,
-        }
+        self.route(caller, request).await.unwrap_or_else(Refusal::answer)
     }
 
     async fn route<B>(&self, caller: Publisher, request: Request<B>) -> Answered
@@ -95,7 +93,7 @@ impl Router {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let Some(resource) = Resource::at(request.uri().path()) else {
-            return Err(problem::answer(
+            return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Code::UnknownPath,
                 "nothing is here; there are /v1/ports and /v1/status",
@@ -115,13 +113,7 @@ impl Router {
             }
             (Resource::Port(id), Method::GET) => self.port(caller, id),
             (Resource::Port(id), Method::DELETE) => self.unpublish(caller, Removal::Numbered(id)).await,
-            (resource, _) => {
-                let methods = resource.methods();
-                let detail = format!("this takes {methods}");
-                let mut response = problem::answer(StatusCode::METHOD_NOT_ALLOWED, Code::Method, &detail);
-                response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-                Err(response)
-            }
+            (resource, _) => Err(Refusal::method(resource.methods())),
         }
     }
 
@@ -146,7 +138,7 @@ impl Router {
         });
         let port = port.ok_or_else(|| {
             let detail = format!("port {id} is not published");
-            problem::answer(StatusCode::NOT_FOUND, Code::NotPublished, &detail)
+            Refusal::new(StatusCode::NOT_FOUND, Code::NotPublished, detail)
         })?;
         Ok(json(StatusCode::OK, &port))
     }
@@ -158,17 +150,16 @@ impl Router {
     {
         if !is_json(&request) {
             let detail = "the body is to be JSON: content-type: application/json";
-            return Err(problem::answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
+            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
         }
         let bytes = body(request.into_body()).await?;
         let _turn = self.changes.acquire().await;
         let Publish { publish: specs } = serde_json::from_slice(&bytes).map_err(|error| {
             let detail = format!("the body is not as expected, like {{\"publish\": [\"8000:80\"]}}: {error}");
-            problem::answer(StatusCode::BAD_REQUEST, Code::Malformed, &detail)
+            Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail)
         })?;
-        let requests = understood(specs)?.into_iter().map(|(_, request)| request).collect();
-        let published = self.publishing.publish(requests, caller).await;
-        let published = published.map_err(|error| problem::of_ports(&error))?;
+        let requests = understood(specs, SPECS_MAX)?.into_iter().map(|(_, request)| request).collect();
+        let published = self.publishing.publish(requests, caller).await?;
         let location = match published[..] {
             [Published { id, .. }] => Some(format!("/v1/ports/{id}")),
             _ => None,
@@ -181,8 +172,8 @@ impl Router {
     }
 
     async fn unpublish(&self, caller: Publisher, removal: Removal) -> Answered {
-        let removed = self.publishing.unpublish(removal, caller).await;
-        removed.map(|ports| list(StatusCode::OK, List::of(ports))).map_err(|error| problem::of_ports(&error))
+        let removed = self.publishing.unpublish(removal, caller).await?;
+        Ok(list(StatusCode::OK, List::of(removed)))
     }
 }
 
@@ -211,14 +202,14 @@ fn is_json<B>(request: &Request<B>) -> bool {
 }
 
 /// The whole body, if it is short enough and comes soon enough.
-async fn body<B>(body: B) -> Result<Bytes, Response<Answer>>
+async fn body<B>(body: B) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let too_large = || {
         let detail = format!("the body is longer than {BODY_MAX} bytes");
-        problem::answer(StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge, &detail)
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge, detail)
     };
     if body.size_hint().lower() > BODY_MAX as u64 {
         return Err(too_large());
@@ -228,43 +219,43 @@ where
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => {
             let detail = format!("the body cannot be read: {error}");
-            Err(problem::answer(StatusCode::BAD_REQUEST, Code::Malformed, &detail))
+            Err(Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail))
         }
         Err(_) => {
             let detail = "the body did not come to its end";
-            Err(problem::answer(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, detail))
+            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, detail))
         }
     }
 }
 
 /// The specifications of a query.
-fn meant(query: &str) -> Result<Vec<(String, PublishRequest)>, Response<Answer>> {
+fn meant(query: &str) -> Result<Vec<(String, PublishRequest)>, Refusal> {
     let mut specs = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if name != "spec" {
             let detail = format!("'{}' is no parameter here; there is spec", name.escape_debug());
-            return Err(problem::answer(StatusCode::BAD_REQUEST, Code::Malformed, &detail));
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail));
         }
         specs.push(value.into_owned());
     }
-    understood(specs)
+    understood(specs, REMOVED_MAX)
 }
 
 /// Specifications with what they mean: at least one, and not too many.
-fn understood(specs: Vec<String>) -> Result<Vec<(String, PublishRequest)>, Response<Answer>> {
-    if !(1..=SPECS_MAX).contains(&specs.len()) {
-        let detail = format!("{} specifications; there must be from 1 to {SPECS_MAX}", specs.len());
-        return Err(problem::answer(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, &detail));
+fn understood(specs: Vec<String>, most: usize) -> Result<Vec<(String, PublishRequest)>, Refusal> {
+    if !(1..=most).contains(&specs.len()) {
+        let detail = format!("{} specifications; there must be from 1 to {most}", specs.len());
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, detail));
     }
     let mut understood = Vec::new();
     for spec in specs {
         let requests = publish::parse(&spec).map_err(|error| {
-            problem::answer(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, &error.to_string())
+            Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, error.to_string())
         })?;
         // So many ports there are of each protocol.
         if understood.len() + requests.len() > 2 * usize::from(u16::MAX) {
             let detail = "more ports than there are";
-            return Err(problem::answer(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, detail));
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, detail));
         }
         understood.extend(requests.into_iter().map(|request| (spec.clone(), request)));
     }

@@ -139,6 +139,7 @@ fn a_bad_request_is_told_what_is_wrong_with_it() {
     Bench::new(1000).run(async |publishing| {
         let router = router(&publishing);
         let none = json!(null);
+        let many = format!("/v1/ports?{}", "spec=80&".repeat(33));
         for (method, target, body, status) in [
             ("GET", "/", &none, 404),
             ("GET", "/v1", &none, 404),
@@ -164,6 +165,7 @@ fn a_bad_request_is_told_what_is_wrong_with_it() {
             ("POST", "/v1/ports", &json!({"publish": vec!["80"; 1025]}), 422),
             ("POST", "/v1/ports", &json!({"publish": vec!["1-65535:1-65535"; 100]}), 422),
             ("DELETE", "/v1/ports", &none, 422),
+            ("DELETE", many.as_str(), &none, 422),
             ("DELETE", "/v1/ports?spec=x:80", &none, 422),
             ("DELETE", "/v1/ports?port=80", &none, 400),
             ("DELETE", "/v1/ports?spec=8000:80", &none, 404),
@@ -252,7 +254,7 @@ fn a_request_that_does_not_come_to_its_end_is_told_so() {
         ("GET /v1/status HTTP/1.1\r\n\r\nGET /v1".into(), "200 OK"),
         ("BREW\r\n\r\n".into(), "400 Bad Request"),
         ("\0\0\0\0\r\n\r\n".into(), "400 Bad Request"),
-        (format!("GET /v1/status HTTP/1.1\r\nx: {}", "y".repeat(20 << 10)), "431 Request Header"),
+        (format!("GET /v1/status HTTP/1.1\r\nx: {}", "y".repeat(80 << 10)), "431 Request Header"),
         (format!("GET /v1/status HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(200)), "431 Request Header"),
     ] {
         let said = converse(bytes.as_bytes(), false);

@@ -213,6 +213,17 @@ impl Publishing {
         removed
     }
 
+    /// A worker cannot serve a port: it is published no more.
+    pub fn worker_refuses(self: &Rc<Self>, id: u32) {
+        let publishing = self.clone();
+        spawn_local(async move {
+            let _alone = publishing.changing.lock().await;
+            for Published { binding, .. } in publishing.take_back(vec![id]).await {
+                tracing::error!("{} cannot be served: it is not published any more", binding.place());
+            }
+        });
+    }
+
     /// What the guest answers at a published TCP port.
     pub fn guest_answers(self: &Rc<Self>, id: u32, listens: bool) {
         if listens {

@@ -299,6 +299,19 @@ fn ports_take_no_more_descriptors_than_they_may() {
 }
 
 #[test]
+fn a_port_that_a_worker_cannot_serve_is_published_no_more() {
+    let first = free_ports(1);
+    Bench::new(100).run(async |publishing| {
+        let spec = format!("127.0.0.1:{first}:80");
+        publish(&publishing, &[&spec]).await.unwrap();
+        publishing.worker_refuses(1);
+        // Changes are made one after the other: this one comes after it.
+        publish(&publishing, &[&spec]).await.unwrap();
+        assert!(publishing.look(|table| table.get(1).is_none() && table.len() == 1));
+    });
+}
+
+#[test]
 fn an_address_that_is_not_the_hosts_is_told() {
     Bench::new(100).run(async |publishing| {
         let error = publish(&publishing, &["203.0.113.9:8000:80"]).await.unwrap_err();

@@ -372,16 +372,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         socket: S::Socket,
         now: Now,
     ) {
-        let Some(local) = self.sockets.local(&socket) else { return };
+        let Some(local) = self.sockets.local(&socket) else { return self.tell_unserved(publication) };
         let same = self.addresses.family(local.address.is_v4());
-        let Some(family) = same.or_else(|| self.addresses.families().next()) else { return };
+        let Some(family) = same.or_else(|| self.addresses.families().next()) else {
+            return self.tell_unserved(publication);
+        };
         let guest = Endpoint { address: family.guest, port: publication.guest_port };
         // Bound to every address, it serves all that the guest sends from this port.
         let general = local.address.ip().is_unspecified() && same.is_some();
         let kind = MappingKind::Published(publication);
         match self.add_mapping(guest, kind, socket, local, general, now) {
             Ok(slot) => drop(self.published.insert(publication.id, Served::Datagrams(slot))),
-            Err(_) => self.drop_frame(DropReason::FlowBudget),
+            Err(_) => self.tell_unserved(publication),
         }
     }
 

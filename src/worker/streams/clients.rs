@@ -33,12 +33,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Clients of a published port come from `socket` from now on.
     pub(in crate::worker) fn add_listener(&mut self, publication: Publication, socket: S::Socket) {
         let fd = socket.fd();
-        let Ok(slot) = self.listeners.insert(Listener { publication, socket }) else { return };
+        let Ok(slot) = self.listeners.insert(Listener { publication, socket }) else {
+            return self.tell_unserved(publication);
+        };
         let token = Token { kind: token_kind::LISTENER, slot };
         if self.engine.watch(fd, token, Interest::Readable).is_ok() {
             self.published.insert(publication.id, Served::Listener(slot));
         } else {
             self.listeners.remove(slot);
+            self.tell_unserved(publication);
         }
     }
 
