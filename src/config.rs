@@ -1,6 +1,5 @@
 //! What the user asked for, in words ([`Options`]: command line and TOML file) and checked ([`Config`]).
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -10,12 +9,13 @@ use clap::Args;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
+use crate::control::place::{PlaceError, Wanted};
 use crate::frame::address::Mac;
 use crate::host::engine::EngineChoice;
 use crate::netlink::HostNetwork;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, OTHER_SUBNETS6, SUBNET, SUBNET6};
-use crate::policy::publish::{self, PublishedPort};
+use crate::policy::publish::{self, PublishRequest};
 
 /// The gateway's MAC: locally administered, the same in every guest, so that a moved guest's cache stays right.
 pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
@@ -51,7 +51,7 @@ pub enum LogFormat {
 #[derive(Args, Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Options {
-    /// Publish a port: [ADDRESS:]HOSTPORT[-END]:GUESTPORT[-END][/tcp|udp]
+    /// Publish a port: [ADDRESS:][HOSTPORT[-END]:]GUESTPORT[-END][/tcp|udp]
     #[arg(short, long, value_name = "SPEC")]
     pub publish: Vec<String>,
 
@@ -144,6 +144,14 @@ pub struct Options {
     #[arg(long, value_name = "US")]
     pub spin_us: Option<u32>,
 
+    /// The name by which this hythe is found by others that ask it [default: the number of its process]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Where its control socket is [default: $XDG_RUNTIME_DIR/hythe/NAME.sock, for root /run/hythe/NAME.sock]
+    #[arg(long, value_name = "PATH")]
+    pub api: Option<PathBuf>,
+
     /// Write the guest's frames to a file
     #[arg(long, value_name = "FILE.pcapng")]
     pub capture: Option<PathBuf>,
@@ -203,8 +211,11 @@ pub enum ConfigError {
         message: String,
     },
     /// A specification of `--publish` means nothing.
-    #[error(transparent)]
+    #[error("--publish {0}")]
     Publish(#[from] publish::PublishError),
+    /// The name of the control socket cannot be one.
+    #[error(transparent)]
+    Name(#[from] PlaceError),
     /// A subnet covers a network of the host.
     #[error(
         "{option} {subnet}: the host has a route to {network}; choose a subnet that overlaps no network of the host",
@@ -272,6 +283,8 @@ impl Options {
             engine: self.engine.or(other.engine),
             max_flows: self.max_flows.or(other.max_flows),
             spin_us: self.spin_us.or(other.spin_us),
+            name: self.name.or(other.name),
+            api: self.api.or(other.api),
             capture: self.capture.or(other.capture),
             no_sandbox: self.no_sandbox || other.no_sandbox,
             config: self.config,
@@ -297,7 +310,9 @@ pub struct Config {
     /// Resolvers to ask instead of the host's.
     pub dns: Vec<IpAddr>,
     /// Ports to publish.
-    pub publish: Vec<PublishedPort>,
+    pub publish: Vec<PublishRequest>,
+    /// Which control socket it has.
+    pub control: Wanted,
     /// A published port refuses clients while the guest does.
     pub mirror_refusal: bool,
     /// Whether strangers' datagrams reach the guest.
@@ -357,7 +372,8 @@ impl Config {
         for spec in &options.publish {
             publish.extend(publish::parse(spec)?);
         }
-        check_twice(&publish)?;
+        let control = Wanted { name: options.name, api: options.api };
+        control.check()?;
         let workers = options.workers.unwrap_or_else(default_workers);
         if !(1..=MAX_WORKERS).contains(&workers) {
             return Err(ConfigError::Value(format!("--workers {workers}: must be from 1 to {MAX_WORKERS}")));
@@ -385,6 +401,7 @@ impl Config {
             hostname: options.hostname,
             dns: options.dns,
             publish,
+            control,
             mirror_refusal: !options.always_listen,
             udp_filtering: options.udp_filtering.unwrap_or_default(),
             workers,
@@ -416,24 +433,6 @@ impl Config {
         });
         own.chain(global).collect()
     }
-}
-
-/// A port of one address may lead to one port of the guest only.
-fn check_twice(ports: &[PublishedPort]) -> Result<(), ConfigError> {
-    let mut published: HashMap<_, Vec<IpAddr>> = HashMap::new();
-    for port in ports {
-        for ip in &port.addresses {
-            let others = published.entry((port.host_port, port.protocol, ip.is_ipv4())).or_default();
-            if others.iter().any(|other| other == ip || other.is_unspecified() || ip.is_unspecified()) {
-                return Err(ConfigError::Value(format!(
-                    "--publish: port {} of {ip} is published twice; leave one out",
-                    port.host_port
-                )));
-            }
-            others.push(*ip);
-        }
-    }
-    Ok(())
 }
 
 fn default_workers() -> usize {
@@ -655,11 +654,8 @@ mod tests {
             (Options { subnet6: Some("ff05::/64".parse().unwrap()), ..options() }, "ff00::/8 is no place"),
             (Options { subnet6: Some("::/64".parse().unwrap()), ..options() }, "is no place"),
             (Options { mac: Some(GATEWAY_MAC), ..options() }, "is the gateway's"),
-            (Options { publish: vec!["80".into()], ..options() }, "expected [ADDRESS:]"),
-            (
-                Options { publish: vec!["80-90:80-90".into(), "127.0.0.1:85:1".into()], ..options() },
-                "port 85 of 127.0.0.1 is published twice",
-            ),
+            (Options { publish: vec!["x:80".into()], ..options() }, "expected [ADDRESS:]"),
+            (Options { name: Some("../x".into()), ..options() }, "--name '../x': "),
         ] {
             let message = message(options);
             assert!(message.contains(expected), "{message}");

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod exchange;
 pub mod flow;
 pub mod frame;

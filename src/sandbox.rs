@@ -47,7 +47,7 @@ pub fn drop_capabilities() -> Result<(), SandboxError> {
 
 /// Shuts the file system but for reading below `readable`, and removing files in `tidied`. A kernel without Landlock
 /// (before 5.13) leaves it open: returns whether it is shut.
-pub fn shut_files(readable: &[PathBuf], tidied: Option<&Path>) -> Result<bool, SandboxError> {
+pub fn shut_files(readable: &[PathBuf], tidied: &[&Path]) -> Result<bool, SandboxError> {
     let abi = ABI::V5;
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))
@@ -59,7 +59,7 @@ pub fn shut_files(readable: &[PathBuf], tidied: Option<&Path>) -> Result<bool, S
         let rule = PathBeneath::new(directory, AccessFs::from_read(abi) & !AccessFs::Execute);
         ruleset = ruleset.add_rule(rule).map_err(failed("Landlock"))?;
     }
-    if let Some(path) = tidied {
+    for path in tidied {
         let directory = PathFd::new(path).map_err(failed("Landlock"))?;
         let rule = PathBeneath::new(directory, AccessFs::RemoveFile);
         ruleset = ruleset.add_rule(rule).map_err(failed("Landlock"))?;
@@ -154,7 +154,16 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
         Thread::Worker(EngineKind::IoUring) => [WORKER, &[uring::SYSTEM_CALLS]].concat(),
         Thread::Worker(EngineKind::Epoll) => [WORKER, &[epoll::SYSTEM_CALLS]].concat(),
         Thread::Slow => {
-            vec![slow::SYSTEM_CALLS, slow::dns::SYSTEM_CALLS, listen::SYSTEM_CALLS, exchange::SYSTEM_CALLS]
+            vec![
+                slow::SYSTEM_CALLS,
+                slow::dns::SYSTEM_CALLS,
+                slow::api::SYSTEM_CALLS,
+                listen::SYSTEM_CALLS,
+                tcp::SYSTEM_CALLS,
+                options::SYSTEM_CALLS,
+                datagram::SYSTEM_CALLS,
+                exchange::SYSTEM_CALLS,
+            ]
         }
         Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
         Thread::Link => vec![session::SYSTEM_CALLS, sockets::SYSTEM_CALLS, exchange::SYSTEM_CALLS],

@@ -22,15 +22,31 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("host", &["frame", "flow", "io", "policy"]),
     ("worker", &["exchange", "flow", "frame", "host", "io", "link", "observe", "policy", "relay", "time"]),
     ("netlink", &["frame"]),
-    ("config", &["frame", "host", "netlink", "policy"]),
-    ("namespace", &["config", "frame", "host", "link", "netlink"]),
-    ("slow", &["exchange", "frame", "host", "namespace", "netlink", "observe", "policy", "relay", "time"]),
     ("monitor", &["frame", "link"]),
+    ("control", &["monitor", "policy"]),
+    ("config", &["control", "frame", "host", "netlink", "policy"]),
+    ("namespace", &["config", "frame", "host", "link", "netlink"]),
+    (
+        "slow",
+        &[
+            "control",
+            "exchange",
+            "frame",
+            "host",
+            "namespace",
+            "netlink",
+            "observe",
+            "policy",
+            "relay",
+            "time",
+        ],
+    ),
     ("sandbox", &["exchange", "host", "monitor", "observe", "slow"]),
     (
         "node",
         &[
             "config",
+            "control",
             "exchange",
             "flow",
             "host",
@@ -47,7 +63,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("cli", &["config", "host", "link", "monitor", "namespace", "netlink", "node", "policy", "slow"]),
+    (
+        "cli",
+        &["config", "control", "host", "link", "monitor", "namespace", "netlink", "node", "policy", "slow"],
+    ),
 ];
 
 /// The simulation takes the place of everything at the edges, so it may see everything below the worker, and it.

@@ -1,5 +1,6 @@
 //! The command line: words to configuration, configuration to a running node.
 
+mod ask;
 mod guest;
 mod signals;
 mod vm;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{LogFormat, Options};
+use crate::control::place::Wanted;
 use crate::namespace::Target;
 
 /// hythe failed itself: docker(1)'s status for the same.
@@ -53,6 +55,32 @@ enum Command {
         #[command(flatten)]
         monitor: vm::Monitor,
     },
+    /// Publish ports of a hythe that runs: all of them, or none
+    Publish {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// What to publish, as for -p: [ADDRESS:][HOSTPORT[-END]:]GUESTPORT[-END][/tcp|udp]
+        #[arg(required = true, value_name = "SPEC")]
+        specs: Vec<String>,
+    },
+    /// Unpublish ports of a hythe that runs: all of them, or none
+    ///
+    /// Their host ports are free when this ends. Without a host port, every one that leads to the guest's is meant.
+    Unpublish {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// What to unpublish, in the words in which it was published
+        #[arg(required = true, value_name = "SPEC")]
+        specs: Vec<String>,
+    },
+    /// List the published ports of a hythe that runs, as docker port does
+    Ports {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -70,6 +98,9 @@ impl Cli {
     /// Does what the command line says; returns the exit status.
     pub fn run(self) -> anyhow::Result<u8> {
         let (options, target): (Box<Options>, Target) = match self.command {
+            Command::Publish { wanted, specs } => return ask::publish(&wanted, specs),
+            Command::Unpublish { wanted, specs } => return ask::unpublish(&wanted, &specs),
+            Command::Ports { wanted, json } => return ask::ports(&wanted, json),
             Command::Vm { options, monitor } => {
                 let options = options.with_file()?;
                 log(options.verbose, options.log_format.unwrap_or_default());

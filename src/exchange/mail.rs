@@ -68,6 +68,17 @@ pub struct Publication {
     pub protocol: PublishedProtocol,
 }
 
+/// What whoever does something holds until it is done. Nothing has to be sent back, and so nothing can be lost.
+#[derive(Clone, Default)]
+pub struct Receipt(Arc<()>);
+
+impl Receipt {
+    /// Whether nobody else holds it any more.
+    pub fn is_back(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
 /// What the recorder is told.
 pub enum ToRecorder {
     /// A copy of a frame.
@@ -106,6 +117,15 @@ pub enum ToWorker<S> {
     Unpublish {
         /// Which publication.
         id: u32,
+        /// Given back when its socket is closed.
+        receipt: Receipt,
+    },
+    /// Whether flows of the guest must leave a port of the host alone.
+    Exclude {
+        /// The port.
+        port: u16,
+        /// They must.
+        excluded: bool,
     },
     /// Find out whether the guest listens at a published port, without showing its program a connection.
     Probe(Publication),
@@ -188,6 +208,11 @@ pub enum ToSlow {
     },
     /// A queue of the link has failed, in these words: the user is told.
     QueueFailed(String),
+    /// The worker cannot serve a published port: the kernel watches no more, or there is no room for another mapping.
+    Unserved {
+        /// Which publication.
+        publication: u32,
+    },
     /// What the guest answers at a published TCP port.
     Listens {
         /// Which publication.

@@ -21,8 +21,8 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_listen, libc::SYS_shutdown
 /// Clients that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Opens the sockets of a published port: for TCP one a worker, listening; for UDP one.
-pub fn open(
+/// Binds the sockets of a published port: for TCP one a worker, which do not listen yet; for UDP one.
+pub fn bind(
     address: IpAddr,
     port: u16,
     protocol: PublishedProtocol,
@@ -37,15 +37,12 @@ pub fn open(
             // SO_REUSEADDR on a socket that does not listen would let strangers with that option have the port too.
             // It takes it all the same where another program's connections are in TIME-WAIT.
             let all = |sharing: Sharing| (0..workers).map(|_| open_tcp(endpoint, sharing)).collect();
-            let sockets: io::Result<Vec<OwnedFd>> = all(Sharing { address: false, port: true });
-            let sockets = match sockets {
+            match all(Sharing { address: false, port: true }) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    all(Sharing { address: true, port: true })?
+                    all(Sharing { address: true, port: true })
                 }
-                other => other?,
-            };
-            sockets.iter().try_for_each(|socket| listen(socket.as_raw_fd()))?;
-            Ok(sockets)
+                other => other,
+            }
         }
     }
 }
@@ -111,6 +108,17 @@ pub fn stop_listening(fd: RawFd) -> io::Result<()> {
 pub(crate) mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+    fn open(
+        address: IpAddr,
+        port: u16,
+        protocol: PublishedProtocol,
+        workers: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let sockets = bind(address, port, protocol, workers)?;
+        sockets.iter().try_for_each(|socket| listen(socket.as_raw_fd()))?;
+        Ok(sockets)
+    }
 
     pub fn open_any(address: IpAddr, workers: usize) -> (Vec<OwnedFd>, u16) {
         // A port that is free now; another process may take it, so several are tried.

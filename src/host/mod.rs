@@ -9,6 +9,7 @@ pub mod engine;
 pub mod errors;
 pub mod kernel;
 pub mod listen;
+pub mod occupant;
 pub mod options;
 pub mod splice;
 pub mod tcp;

@@ -33,13 +33,21 @@ pub fn claim<'p, S>(
     path: &'p Path,
     bind: impl FnOnce(&'p Path) -> io::Result<S>,
 ) -> Result<(S, Doorplate), PlaceError> {
+    claim_for(path, (Mode::S_IRWXG | Mode::S_IRWXO).bits(), bind)
+}
+
+/// The same, with permissions that the mask leaves.
+pub fn claim_for<'p, S>(
+    path: &'p Path,
+    mask: u32,
+    bind: impl FnOnce(&'p Path) -> io::Result<S>,
+) -> Result<(S, Doorplate), PlaceError> {
     let failed = |error| PlaceError::Bind { path: path.to_path_buf(), error };
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
             return Err(PlaceError::NoSocket(path.to_path_buf()));
         }
-        // To connect a socket for datagrams disturbs nobody; that the other one is of another type is said too.
-        match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
+        match probe(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(failed)?;
             }
@@ -48,12 +56,22 @@ pub fn claim<'p, S>(
         }
     }
     // No thread exists yet that could make a file meanwhile.
-    let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let before = umask(Mode::from_bits_truncate(mask));
     let bound = bind(path);
     umask(before);
     let socket = bound.map_err(failed)?;
     let plate = Doorplate { path: path.to_path_buf(), identity: inode(path).map_err(failed)? };
     Ok((socket, plate))
+}
+
+/// To connect a socket for datagrams disturbs nobody; that the other one is of another type is said too.
+fn probe(path: &Path) -> io::Result<()> {
+    UnixDatagram::unbound()?.connect(path)
+}
+
+/// Whether a socket is nobody's any more.
+pub fn is_deserted(path: &Path) -> bool {
+    probe(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// The name of a socket, gone with this unless another one has taken its place.

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use crate::config::Config;
+use crate::control::place::{Listening, Plate};
 use crate::exchange::mail::{Publication, ToRecorder, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
@@ -32,13 +33,14 @@ use crate::observe::counters::{self, Counters};
 use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
 use crate::policy::guest_mac::GuestMac;
-use crate::policy::publish::PublishedProtocol;
+use crate::policy::port_set::PortSet;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
+use crate::slow::ports::opening::Delivery;
+use crate::slow::ports::table::PortError;
 use crate::time::Now;
 use crate::worker::idle::Seat;
-use crate::worker::ports::PortSet;
 use crate::worker::{MOVES, Moves, Parts, Worker};
 
 /// Things that wait for a worker, or for the slow path.
@@ -56,17 +58,11 @@ const RESOLVER_DIRECTORIES: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkMa
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// A port cannot be published.
-    #[error("cannot publish {address}:{port}/{protocol}: {problem}")]
-    Publish {
-        /// The host's address.
-        address: String,
-        /// The host's port.
-        port: u16,
-        /// tcp or udp.
-        protocol: &'static str,
-        /// What is wrong and what to do.
-        problem: String,
-    },
+    #[error("cannot publish: {0}")]
+    Publish(#[from] PortError),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Control(#[from] crate::control::place::PlaceError),
     /// The engine that was asked for cannot be had.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -125,6 +121,8 @@ pub struct Node {
     slow_stop: Arc<Waker>,
     counters: Vec<Arc<Counters>>,
     ended: Arc<Waker>,
+    /// The name of the control socket goes with this.
+    plate: Option<Plate>,
 }
 
 /// A secret for hashing and for sequence numbers.
@@ -158,7 +156,7 @@ impl Node {
         let flows = Arc::new(flows);
         let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
         let addresses = Arc::new(config.addresses.clone());
-        let excluded = excluded_ports(config);
+        let excluded = provisions.ports.excluded();
         let sockets = provisions.descriptors_for_flows() / count.max(1) as u64;
         let limits = Limits {
             sockets: sockets.min(u64::from(u32::MAX)) as u32,
@@ -168,7 +166,9 @@ impl Node {
         let cores = allowed_cores();
         let seats = Seat::for_processors(cores.len());
         if config.sandbox {
-            let shut = close_sandbox(tidied.as_deref()).map_err(NodeError::Sandbox)?;
+            let api = provisions.api.as_ref().map(Listening::directory);
+            let tidied: Vec<&Path> = tidied.as_deref().into_iter().chain(api).collect();
+            let shut = close_sandbox(&tidied).map_err(NodeError::Sandbox)?;
             tracing::info!(files_shut = shut, "rights are given up");
         }
 
@@ -179,14 +179,7 @@ impl Node {
             .map(|file| Recorder::start(file, move || limit(sandboxed, sandbox::Thread::Recorder)))
             .transpose()
             .map_err(system("cannot start a thread"))?;
-        let mut published = slow::publish::Published::default();
-        for (publication, sockets) in &provisions.listeners {
-            if publication.protocol == PublishedProtocol::Tcp && config.mirror_refusal {
-                let handles: Vec<OwnedFd> = sockets.iter().flat_map(OwnedFd::try_clone).collect();
-                published.add(*publication, handles);
-            }
-        }
-        let mut inherited = deal(std::mem::take(&mut provisions.listeners), count);
+        let mut inherited = deal(std::mem::take(&mut provisions.deliveries), count);
 
         let mut workers = Vec::new();
         for (id, link) in links.into_iter().enumerate() {
@@ -219,6 +212,7 @@ impl Node {
             let thread = std::thread::Builder::new().name(format!("worker-{id}"));
             workers.push(thread.spawn(move || seed.grow()).map_err(system("cannot start a thread"))?);
         }
+        let (api, plate) = open_door(&mut provisions, config, count);
         let slow_parts = slow::Parts {
             mail: slow_mail,
             waker: slow_waker,
@@ -231,7 +225,8 @@ impl Node {
             dns: config.dns.clone(),
             search,
             host_has_ipv6: config.host_has_ipv6,
-            published,
+            ports: provisions.ports,
+            api,
             broker,
             counters: counters[count].clone(),
         };
@@ -248,7 +243,7 @@ impl Node {
         }
         // This thread has nothing to start any more.
         limit(config.sandbox, sandbox::Thread::Main).map_err(system("cannot limit the first thread"))?;
-        Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended })
+        Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended, plate })
     }
 
     /// The descriptor that becomes readable when a thread has ended.
@@ -281,6 +276,8 @@ impl Node {
 
     /// Resets every connection and ends the threads.
     pub fn stop(mut self) -> String {
+        // Nobody is to find a socket that nobody serves.
+        drop(self.plate.take());
         let latencies = self.latencies();
         for mail in &self.worker_mail {
             // A worker that is gone, or whose mailbox is full for ever, is not waited for below either.
@@ -302,12 +299,33 @@ impl Node {
     }
 }
 
-/// Deals the sockets of published ports to the workers. A UDP port has one socket: ports are dealt in turn.
-fn deal(listeners: Vec<(Publication, Vec<OwnedFd>)>, workers: usize) -> Vec<Vec<(Publication, OwnedFd)>> {
+/// The control socket for the slow path, and its name for this thread.
+fn open_door(
+    provisions: &mut Provisions,
+    config: &Config,
+    workers: usize,
+) -> (Option<slow::api::Door>, Option<Plate>) {
+    let Some(listening) = provisions.api.take() else { return (None, None) };
+    let addresses = &config.addresses;
+    let about = slow::api::About {
+        name: listening.name().to_string(),
+        engine: provisions.engine(),
+        workers,
+        guest: addresses.families().map(|family| family.guest.ip()).collect(),
+        gateway: addresses.families().map(|family| family.gateway.ip()).collect(),
+    };
+    let (listener, plate) = listening.apart();
+    let connections = provisions.connections();
+    let door = slow::api::Door { listener, about, connections, user: geteuid().as_raw() };
+    (Some(door), Some(plate))
+}
+
+/// Deals the sockets of published ports to the workers.
+fn deal(deliveries: Vec<Delivery>, workers: usize) -> Vec<Vec<(Publication, OwnedFd)>> {
     let mut dealt: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-    for (publication, sockets) in listeners {
-        for (index, socket) in sockets.into_iter().enumerate() {
-            dealt[(publication.id as usize + index) % workers].push((publication, socket));
+    for Delivery { publication, sockets, .. } in deliveries {
+        for (worker, socket) in sockets {
+            dealt[worker].push((publication, socket));
         }
     }
     dealt
@@ -334,7 +352,7 @@ fn start_service(
 }
 
 /// Gives up what the threads to come do not need. Returns whether files are shut too.
-fn close_sandbox(tidied: Option<&Path>) -> Result<bool, SandboxError> {
+fn close_sandbox(tidied: &[&Path]) -> Result<bool, SandboxError> {
     sandbox::drop_capabilities()?;
     let mut readable = watched_directories(Path::new(RESOLV_CONF));
     // Where a link may be switched to when the host's network changes.
@@ -345,16 +363,6 @@ fn close_sandbox(tidied: Option<&Path>) -> Result<bool, SandboxError> {
 /// Limits the calling thread to the system calls of its kind, where that is wanted.
 fn limit(sandboxed: bool, kind: sandbox::Thread) -> io::Result<()> {
     if sandboxed { sandbox::limit_system_calls(kind).map_err(io::Error::other) } else { Ok(()) }
-}
-
-/// Ports that the guest's flows leave alone: reserved by the administrator, and published.
-fn excluded_ports(config: &Config) -> PortSet {
-    let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    let mut excluded = PortSet::parse(&reserved);
-    for port in &config.publish {
-        excluded.insert(port.host_port);
-    }
-    excluded
 }
 
 fn allowed_cores() -> Vec<usize> {

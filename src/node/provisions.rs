@@ -1,4 +1,5 @@
-//! What a node takes from the host while it may: sockets of published ports, raw sockets, files, descriptors.
+//! What a node takes from the host while it may: sockets of published ports, the control socket, raw sockets, files,
+//! descriptors.
 //!
 //! Rights are given up after this, and nothing here is asked for again.
 
@@ -11,23 +12,32 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::config::Config;
-use crate::exchange::mail::Publication;
+use crate::control::place::{Listening, PlaceError};
 use crate::host::engine::EngineKind;
-use crate::host::{datagram, listen};
+use crate::host::{datagram, occupant};
 use crate::netlink::AddressWatch;
-use crate::policy::publish::{PublishedPort, PublishedProtocol};
+use crate::slow::ports::ephemeral::Ephemeral;
+use crate::slow::ports::opening::Delivery;
+use crate::slow::ports::publish_at_start;
+use crate::slow::ports::table::{PortError, Table};
 
 use super::{NodeError, system};
 
 /// Descriptors that are not flows': rings, mailboxes, the slow path's.
 const DESCRIPTORS_KEPT: u64 = 256;
+/// Connections of the control socket at a time.
+const CONNECTIONS_MAX: u64 = 1024;
 /// Raw ICMP sockets a worker gets where ping sockets are not allowed, of each family.
 const RAW_SOCKETS: usize = 32;
 
-/// What a node takes from the host while it may: sockets of published ports, raw sockets, files.
+/// What a node takes from the host while it may.
 pub struct Provisions {
     engine: EngineKind,
-    pub(super) listeners: Vec<(Publication, Vec<OwnedFd>)>,
+    /// Published ports, and their sockets.
+    pub(super) ports: Table,
+    pub(super) deliveries: Vec<Delivery>,
+    /// The control socket.
+    pub(super) api: Option<Listening>,
     raw: [Vec<OwnedFd>; 2],
     pub(super) capture: Option<File>,
     descriptors: u64,
@@ -42,10 +52,11 @@ impl Provisions {
         let mut notes = Vec::new();
         let engine = config.engine.decide()?;
         let descriptors = raise_descriptor_limit().map_err(system("cannot read the limit of descriptors"))?;
-        let mut listeners = Vec::new();
-        for port in &config.publish {
-            open_published(port, config.workers, &mut listeners)?;
-        }
+        let for_ports = descriptors.saturating_sub(DESCRIPTORS_KEPT);
+        let mut ports = Table::new(Ephemeral::read(), config.workers, config.mirror_refusal, for_ports);
+        let deliveries = publish_at_start(&mut ports, config.publish.clone()).map_err(with_occupant)?;
+        let missing = |error: &PlaceError| tracing::info!(%error, "nobody can ask this hythe for anything");
+        let api = config.control.claim(missing)?;
         let capture = match &config.capture {
             None => None,
             Some(path) => {
@@ -57,7 +68,10 @@ impl Provisions {
             Some(_) => raw_sockets(v4, config.workers, &mut notes),
             None => Vec::new(),
         });
-        Ok(Self { engine, listeners, raw, capture, descriptors, address_watch, notes })
+        let mut provisions =
+            Self { engine, ports, deliveries, api, raw, capture, descriptors, address_watch, notes };
+        provisions.ports.allow_descriptors(provisions.descriptors_for_ports());
+        Ok(provisions)
     }
 
     /// The engine that will run.
@@ -70,13 +84,26 @@ impl Provisions {
         self.descriptors
     }
 
+    /// Descriptors that are left when everything that the start needs is there.
+    fn descriptors_left(&self) -> u64 {
+        let raw = self.raw.iter().map(Vec::len).sum::<usize>() as u64;
+        let taken = DESCRIPTORS_KEPT + raw + self.ports.descriptors() + self.connections() as u64;
+        self.descriptors.saturating_sub(taken)
+    }
+
+    /// Descriptors that ports may take which are published while hythe runs.
+    fn descriptors_for_ports(&self) -> u64 {
+        self.descriptors_left().min(self.descriptors / 4)
+    }
+
     /// Descriptors that are left for flows.
     pub(super) fn descriptors_for_flows(&self) -> u64 {
-        let listeners: usize = self.listeners.iter().map(|(_, sockets)| sockets.len()).sum();
-        // The slow path has a handle of each listener besides.
-        let taken =
-            DESCRIPTORS_KEPT + 2 * listeners as u64 + self.raw.iter().map(Vec::len).sum::<usize>() as u64;
-        self.descriptors.saturating_sub(taken).max(64)
+        (self.descriptors_left() - self.descriptors_for_ports()).max(64)
+    }
+
+    /// Connections that the control socket may have.
+    pub(super) fn connections(&self) -> usize {
+        (self.descriptors / 16).clamp(16, CONNECTIONS_MAX) as usize
     }
 
     /// One worker's share of the raw sockets, by family.
@@ -125,51 +152,13 @@ fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft })
 }
 
-fn open_published(
-    port: &PublishedPort,
-    workers: usize,
-    listeners: &mut Vec<(Publication, Vec<OwnedFd>)>,
-) -> Result<(), NodeError> {
-    for address in &port.addresses {
-        let id = listeners.len() as u32;
-        let publication = Publication { id, guest_port: port.guest_port, protocol: port.protocol };
-        match listen::open(*address, port.host_port, port.protocol, workers) {
-            Ok(sockets) => listeners.push((publication, sockets)),
-            // A host without IPv6 publishes on IPv4 when no address was named.
-            Err(error) if port.addresses.len() > 1 && address.is_ipv6() && is_family_missing(&error) => {}
-            Err(error) => {
-                let problem = match error.raw_os_error() {
-                    Some(libc::EADDRINUSE) => {
-                        "the port is taken by another process: choose another one, or end that one".into()
-                    }
-                    Some(libc::EACCES) => format!(
-                        "ports below 1024 take root or CAP_NET_BIND_SERVICE: choose one above, or allow it (sysctl \
-                         net.ipv4.ip_unprivileged_port_start={})",
-                        port.host_port
-                    ),
-                    Some(libc::EADDRNOTAVAIL) => "the host does not have this address".into(),
-                    _ => error.to_string(),
-                };
-                return Err(NodeError::Publish {
-                    address: if address.is_ipv6() { format!("[{address}]") } else { address.to_string() },
-                    port: port.host_port,
-                    protocol: protocol_name(port.protocol),
-                    problem,
-                });
-            }
+/// Names the program that has a port, as long as that can be seen.
+fn with_occupant(error: PortError) -> PortError {
+    match error {
+        PortError::InUse { binding, occupant: None } => {
+            PortError::InUse { binding, occupant: occupant::of(&binding) }
         }
-    }
-    Ok(())
-}
-
-fn is_family_missing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
-}
-
-fn protocol_name(protocol: PublishedProtocol) -> &'static str {
-    match protocol {
-        PublishedProtocol::Tcp => "tcp",
-        PublishedProtocol::Udp => "udp",
+        other => other,
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod guest_mac;
+pub mod port_set;
 pub mod publish;
 
 /// Who may answer a guest's datagram.

@@ -18,10 +18,10 @@ use crate::observe::counters::{Counters, Metric};
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
 use crate::policy::guest_mac::GuestMac;
+use crate::policy::port_set::PortSet;
 use crate::random::Random;
 use crate::time::Now;
 use crate::worker::idle::Seat;
-use crate::worker::ports::PortSet;
 use crate::worker::{Moves, Parts, Worker};
 
 use super::engine::{Alarm, ModelEngine};

@@ -8,9 +8,11 @@
 //! * [`dns`]: names of the link, everything else to the host's resolvers
 //! * [`echo`]: the gateway answers ping
 //! * [`fragments`]: packets of the guest that came in pieces
-//! * [`publish`]: published ports that show what the guest shows
+//! * [`ports`]: the published ports, and how they change
+//! * [`api`]: what users and programs may ask
 //! * [`own_addresses`]: the host's addresses come and go; [`current_addresses`]: the workers hear of it
 
+pub mod api;
 mod broker;
 mod current_addresses;
 pub mod dhcp;
@@ -20,10 +22,10 @@ pub mod echo;
 pub mod fragments;
 pub mod neighbours;
 mod own_addresses;
-pub mod publish;
+pub mod ports;
 mod readable;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -96,8 +98,10 @@ pub struct Parts {
     pub search: Vec<String>,
     /// Whether the host has a default route of IPv6.
     pub host_has_ipv6: bool,
-    /// Published TCP ports that follow the guest.
-    pub published: publish::Published,
+    /// The published ports.
+    pub ports: ports::table::Table,
+    /// Where callers come from, if from anywhere.
+    pub api: Option<api::Door>,
     /// The channel to the helper that opens sockets in the guest's namespace, where there is one.
     pub broker: Option<Channel>,
     /// Its counters.
@@ -115,12 +119,21 @@ pub fn run(parts: Parts, address_watch: AddressWatch, limit: impl FnOnce() -> io
     }
 }
 
-async fn serve(parts: Parts, address_watch: AddressWatch) -> io::Result<()> {
+async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> {
     let mail = parts.mail.clone();
     let waker = parts.waker.clone();
     let wake = Readable::new(waker.clone())?;
     let stop = Readable::new(parts.stop.clone())?;
+    let api = parts.api.take();
     let mut slow = Slow::new(parts)?;
+    if let Some(door) = api {
+        let ports = slow.ports.clone();
+        spawn_local(async move {
+            if let Err(error) = api::serve(door, ports).await {
+                tracing::error!(%error, "nobody is answered at the control socket");
+            }
+        });
+    }
     spawn_local({
         let dns = slow.dns.clone();
         async move { dns.follow_resolv_conf().await }
@@ -170,7 +183,7 @@ struct Slow {
     dhcp: dhcp::DhcpConfig,
     dhcpv6: dhcpv6::Dhcpv6Config,
     fragments: fragments::Fragments,
-    published: Rc<RefCell<publish::Published>>,
+    ports: Rc<ports::Publishing>,
     broker: Option<Rc<broker::Broker>>,
 }
 
@@ -232,6 +245,7 @@ impl Slow {
         let search = neighbours::search_names(&parts.search);
         let broker =
             parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
+        let ports = ports::Publishing::new(parts.ports, parts.workers.clone());
         let to_guest = ToGuest {
             workers: parts.workers,
             addresses: parts.addresses,
@@ -262,7 +276,7 @@ impl Slow {
             },
             dhcpv6: dhcpv6::Dhcpv6Config { lease_s: LEASE_S, dns: Vec::new(), search },
             fragments: fragments::Fragments::default(),
-            published: Rc::new(RefCell::new(parts.published)),
+            ports: Rc::new(ports),
             broker: broker.map(Rc::new),
         })
     }
@@ -281,7 +295,8 @@ impl Slow {
                 }
             }
             ToSlow::QueueFailed(words) => tracing::error!("{words}"),
-            ToSlow::Listens { publication, listens } => self.listens(publication, listens),
+            ToSlow::Unserved { publication } => self.ports.worker_refuses(publication),
+            ToSlow::Listens { publication, listens } => self.ports.guest_answers(publication, listens),
         }
     }
 
@@ -415,24 +430,5 @@ impl Slow {
         if let Some(advertisement) = neighbours::router_advertisement(self.addresses(), &self.router) {
             self.to_guest.frame(0, advertisement);
         }
-    }
-
-    fn listens(&self, publication: u32, listens: bool) {
-        if listens {
-            return self.published.borrow_mut().guest_listens(publication);
-        }
-        let Some(refusal) = self.published.borrow_mut().guest_refuses(publication) else { return };
-        let Some(worker) = self.to_guest.workers.first().cloned() else { return };
-        let published = self.published.clone();
-        spawn_local(async move {
-            for pause in publish::Pauses::default() {
-                tokio::time::sleep(pause).await;
-                if !published.borrow().lasts(&refusal) {
-                    return;
-                }
-                // One that does not fit is made up for by the next.
-                let _ = worker.put(ToWorker::Probe(refusal.publication));
-            }
-        });
     }
 }

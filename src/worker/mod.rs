@@ -27,10 +27,11 @@ mod streams;
 
 pub use streams::moving::{MOVES, Moves};
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::exchange::mail::{OwnedFrame, Publication, ToRecorder, ToSlow, ToWorker};
+use crate::exchange::mail::{OwnedFrame, Publication, Receipt, ToRecorder, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::{Admission, Limits};
 use crate::flow::slab::{Slab, Slot};
@@ -47,11 +48,12 @@ use crate::observe::latency::Stopwatch;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
+use crate::policy::port_set::PortSet;
 use crate::policy::publish::PublishedProtocol;
 use crate::relay::tcp;
 use crate::time::Now;
 
-use ports::{PortSet, Ports};
+use ports::Ports;
 use streams::{HostSide, Stream};
 
 /// What a descriptor belongs to, in tokens.
@@ -73,6 +75,15 @@ const A_PASS: usize = 128;
 
 /// Echo messages of one pass in each direction.
 const ECHO_HEADS: usize = 256;
+
+/// What serves a publication.
+#[derive(Clone, Copy)]
+enum Served {
+    /// A listening socket.
+    Listener(Slot),
+    /// A mapping whose socket was bound for it.
+    Datagrams(Slot),
+}
 
 /// Everything a worker is made from.
 pub struct Parts<L, E, S: Sockets> {
@@ -150,12 +161,16 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
 
     streams: Slab<Stream<S::Socket>>,
     stream_timers: TimerWheel,
-    listeners: Vec<streams::clients::Listener<S::Socket>>,
+    listeners: Slab<streams::clients::Listener<S::Socket>>,
     /// Listeners that may have more clients than one pass accepts.
-    waiting_listeners: Vec<u32>,
+    waiting_listeners: Vec<Slot>,
     /// Listeners for whose clients there is no descriptor, and when to look again.
-    paused_listeners: Vec<u32>,
+    paused_listeners: Vec<Slot>,
     listeners_resume: Option<Now>,
+    /// What serves each publication, by its number.
+    published: HashMap<u32, Served>,
+    /// Of publications that have ended: held until the engine has let go of their sockets.
+    receipts: Vec<Receipt>,
     unanswerable: streams::unanswerable::Unanswerable,
     buffers: streams::buffer::BufferCount,
 
@@ -233,10 +248,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             configs,
             streams: Slab::new(parts.flows_max),
             stream_timers: TimerWheel::new(parts.now),
-            listeners: Vec::new(),
+            listeners: Slab::new(streams::clients::LISTENERS_MAX),
             waiting_listeners: Vec::new(),
             paused_listeners: Vec::new(),
             listeners_resume: None,
+            published: HashMap::new(),
+            receipts: Vec::new(),
             unanswerable: streams::unanswerable::Unanswerable::default(),
             buffers: streams::buffer::BufferCount::default(),
             joins: Slab::new(parts.flows_max),
@@ -300,6 +317,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// One pass of the loop. Returns whether there may be more to do at once.
     pub fn pass(&mut self, now: Now) -> bool {
         self.counters.add(Metric::Passes, 1);
+        // What the pass before took from the engine was submitted after it.
+        self.receipts.clear();
         if self.link.has_news() {
             self.take_link_news(now);
         }
@@ -328,6 +347,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             || (may_send && !(self.starved.is_empty() && self.readable_mappings.is_empty()))
             || !self.touched.is_empty()
             || !self.waiting_listeners.is_empty()
+            || !self.receipts.is_empty()
             || !self.ready_joins.is_empty();
         // With the next pass's E1 if there is one at once, else now.
         if self.link.has_unpublished() && !more {
@@ -422,7 +442,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 }
                 token_kind::WAKER => self.waker.clear(),
                 token_kind::STREAM => self.stream_event(event, now),
-                token_kind::LISTENER => self.accept_clients(event.token.slot.index, now),
+                token_kind::LISTENER => self.accept_clients(event.token.slot, now),
                 token_kind::MAPPING => self.mapping_event(event),
                 token_kind::JOIN_CLIENT => self.join_event(event, false),
                 token_kind::JOIN_GUEST => self.join_event(event, true),
@@ -447,7 +467,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     self.admit_client(publication, socket, peer, now);
                 }
                 ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),
-                ToWorker::Unpublish { id } => self.unpublish(id),
+                ToWorker::Unpublish { id, receipt } => {
+                    self.unpublish(id);
+                    self.receipts.push(receipt);
+                }
+                ToWorker::Exclude { port, excluded: true } => self.ports.excluded.insert(port),
+                ToWorker::Exclude { port, excluded: false } => self.ports.excluded.remove(port),
                 ToWorker::Probe(publication) => self.probe(publication, now),
                 ToWorker::GuestSockets { v4, sockets } => self.add_guest_sockets(v4, sockets),
                 ToWorker::Rehome { stream, socket, peer } => self.rehome(stream, socket, peer),
@@ -498,12 +523,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
+    /// A port that is published in name only is to be published no more.
+    fn tell_unserved(&self, publication: Publication) {
+        self.drop_frame(DropReason::FlowBudget);
+        // Should the mailbox be full, the counter tells it.
+        let _ = self.slow.put(ToSlow::Unserved { publication: publication.id });
+    }
+
     fn unpublish(&mut self, id: u32) {
-        while let Some(at) = self.listeners.iter().position(|listener| listener.publication.id == id) {
-            let listener = self.listeners.swap_remove(at);
-            self.engine.unwatch(listener.socket.fd(), listener.token());
+        match self.published.remove(&id) {
+            Some(Served::Listener(slot)) => self.remove_listener(slot),
+            Some(Served::Datagrams(slot)) => self.close_mapping_and_flows(slot),
+            None => {}
         }
-        self.remove_published_datagrams(id);
     }
 
     /// Resets every connection on both sides.
@@ -526,8 +558,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.reset_flows(now);
         self.publish_now();
-        for listener in self.listeners.drain(..) {
-            self.engine.unwatch(listener.socket.fd(), listener.token());
+        for slot in self.listeners.slots() {
+            self.remove_listener(slot);
         }
         self.close_all_mappings();
         // Submits what `unwatch` has queued, so that closing a socket closes it.

@@ -15,10 +15,10 @@ use hythe::observe::counters::Counters;
 use hythe::policy::UdpFiltering;
 use hythe::policy::addresses::{Addresses, Family};
 use hythe::policy::guest_mac::GuestMac;
+use hythe::policy::port_set::PortSet;
 use hythe::time::Now;
 use hythe::worker::Parts;
 use hythe::worker::idle::Seat;
-use hythe::worker::ports::PortSet;
 
 use crate::guest::{GATEWAY_MAC, GUEST, GUEST_MAC, Guest, HOST};
 

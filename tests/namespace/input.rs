@@ -89,26 +89,31 @@ fn values_that_cannot_be_are_told_with_those_that_can() {
 fn a_specification_that_means_nothing_is_told_with_what_is_expected() {
     let site = Site::new();
     for (spec, why) in [
-        ("80", "no host port is given"),
-        ("8000:", "invalid containerPort"),
-        (":80", "invalid hostPort"),
-        ("0:80", "invalid hostPort: 0"),
+        ("8000:", "no port specified"),
+        ("80x", "invalid containerPort: 80x"),
+        (":", "no port specified"),
+        ("0-9:80", "invalid hostPort: 0-9"),
         ("8000:0", "invalid containerPort: 0"),
         ("65536:80", "invalid hostPort: 65536"),
-        ("8000:80/sctp", "invalid proto: sctp"),
-        ("8000:80/", "invalid proto"),
+        ("8000:80/icmp", "invalid proto: icmp"),
+        ("8000:80/tcp/", "invalid proto: tcp/"),
         ("eight:80", "invalid hostPort: eight"),
         ("8000-8003:80-82", "invalid ranges"),
         ("8003-8000:80-83", "invalid hostPort: 8003-8000"),
         ("1.2.3:8000:80", "invalid IP address: 1.2.3"),
         ("[::1:8000:80", "invalid IP address"),
-        ("::1:8000:80", "invalid IP address"),
         ("[127.0.0.1]:8000:80", "invalid IP address: [127.0.0.1]"),
         ("+8000:80", "invalid hostPort: +8000"),
     ] {
         let quoted = format!("--publish '{spec}'");
         with_options(&site, &format!("-p {spec}"), &[&quoted, why, "like 8000:80"]);
     }
+    with_options(
+        &site,
+        "-p ::1:8000:80",
+        &["'::1:8000:80'", "invalid IP address: ::1", "like [::1]:8000:80"],
+    );
+    with_options(&site, "-p 8000:80/sctp", &["'8000:80/sctp'", "sctp cannot be published"]);
 }
 
 #[test]
@@ -116,19 +121,33 @@ fn a_port_that_is_taken_is_told_and_the_others_are_let_go() {
     let site = Site::new();
     let _tcp = site.host.listen(Family::V4.any(), 8000);
     let _udp = site.host.udp(Family::V6.any(), 8000);
-    let parts = ["cannot publish", "0.0.0.0:8000/tcp", "taken", "choose another"];
+    let holder = format!("process {}", std::process::id());
+    let taken = "Bind for 0.0.0.0:8000 failed: address already in use";
+    let parts = ["cannot publish", taken, &holder, "choose another"];
     with_options(&site, "-p 7999:79 -p 8000:80 -p 8001:81", &parts);
     with_options(&site, "-p 7998-8002:80-84", &parts);
-    with_options(&site, "-p 8000:80/udp", &["cannot publish", "8000/udp", "taken"]);
-    with_options(&site, "-p 9000:80 -p 9000:81", &["--publish", "port 9000", "twice"]);
-    with_options(&site, "-p 203.0.113.9:80:80", &["203.0.113.9:80/tcp", "does not have this address"]);
+    with_options(
+        &site,
+        "-p 8000:80/udp",
+        &["cannot publish", "[::]:8000/udp", "address already in use", &holder],
+    );
+    with_options(
+        &site,
+        "-p 9000:80 -p 9000:81",
+        &["cannot publish", "Bind for 0.0.0.0:9000 failed: port is already allocated"],
+    );
+    with_options(&site, "-p 203.0.113.9:80:80", &["203.0.113.9:80", "does not have this address"]);
 }
 
 #[test]
 fn a_port_below_1024_takes_a_right() {
     let site = Site::new();
     let start = Hythe::of(&site.host, ANY.as_nobody()).options("-p 80:80");
-    let parts = ["0.0.0.0:80/tcp", "below 1024", "net.ipv4.ip_unprivileged_port_start=80"];
+    let parts = [
+        "Bind for 0.0.0.0:80 failed: permission denied",
+        "below 1024",
+        "net.ipv4.ip_unprivileged_port_start=80",
+    ];
     fails(&site, start, &TRUE, &parts);
 }
 

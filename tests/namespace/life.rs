@@ -73,7 +73,7 @@ on_every_cell! {
         let guest = hythe.guest.clone();
         // It went to the command, which has died of it.
         hythe.end().assert_clean(128 + Signal::SIGTERM as i32);
-        assert_eq!(guest.processes(), [], "processes are left in the namespace");
+        assert_eq!(guest.processes(), [0i32; 0], "processes are left in the namespace");
         for family in FAMILIES {
             expect_refused(&site.far, (family.host(), 8000));
         }
@@ -146,7 +146,7 @@ fn the_exit_status_is_the_command_s() {
             let words: Vec<&str> = ["--"].iter().chain(words).copied().collect();
             let ended = Hythe::of(&site.host, Cell::new(engine, 1)).to_the_end("run", &words);
             assert_eq!(ended.status.code(), Some(status), "{words:?}: {}", ended.stderr);
-            assert_eq!(ended.left, [], "{words:?}");
+            assert_eq!(ended.left, [0i32; 0], "{words:?}");
             // What the user has to know is one line; of what the command does itself hythe says nothing.
             assert_eq!(
                 ended.stderr.lines().count(),

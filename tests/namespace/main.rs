@@ -16,6 +16,7 @@ mod inbound;
 mod input;
 mod life;
 mod names;
+mod publishing;
 mod scale;
 mod stalls;
 mod streams;

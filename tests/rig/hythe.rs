@@ -37,7 +37,7 @@ pub struct Start<'h> {
     cell: Cell,
     options: Vec<String>,
     mounts: Option<Box<Change>>,
-    temporary: Option<PathBuf>,
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 /// What was started.
@@ -124,7 +124,13 @@ impl Start<'_> {
 
     /// Where hythe and what it starts put temporary files.
     pub fn temporary(mut self, directory: &Path) -> Self {
-        self.temporary = Some(directory.to_path_buf());
+        self.variables.push(("TMPDIR", directory.to_path_buf()));
+        self
+    }
+
+    /// The user's directory of sockets.
+    pub fn runtime_directory(mut self, directory: &Path) -> Self {
+        self.variables.push(("XDG_RUNTIME_DIR", directory.to_path_buf()));
         self
     }
 
@@ -132,7 +138,7 @@ impl Start<'_> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{MARK}={}.{number}", std::process::id());
-        let Self { host, cell, options, mounts, temporary } = self;
+        let Self { host, cell, options, mounts, variables } = self;
         let child = host.run(|| {
             let own = (cell.user == User::Nobody || mounts.is_some()).then(Mounts::unshare);
             let mut command = match (&own, cell.user) {
@@ -150,9 +156,7 @@ impl Start<'_> {
             }
             let (name, value) = mark.split_once('=').unwrap();
             command.env(name, value).env_remove("HYTHE_LOG").current_dir("/");
-            if let Some(directory) = &temporary {
-                command.env("TMPDIR", directory);
-            }
+            command.envs(variables);
             command.args([mode, "--engine", cell.engine_name(), "--workers", &cell.workers.to_string()]);
             command.args(&options).args(words);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
@@ -308,7 +312,7 @@ impl Ended {
 impl Hythe {
     /// Starts with options of this cell.
     pub fn of(host: &Netns, cell: Cell) -> Start<'_> {
-        Start { host, cell, options: Vec::new(), mounts: None, temporary: None }
+        Start { host, cell, options: Vec::new(), mounts: None, variables: Vec::new() }
     }
 
     /// Ends the guest's command in order, and with it hythe.

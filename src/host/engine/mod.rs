@@ -134,6 +134,15 @@ pub enum EngineKind {
     Epoll,
 }
 
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::IoUring => "io-uring",
+            Self::Epoll => "epoll",
+        })
+    }
+}
+
 /// io_uring was asked for and cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error(

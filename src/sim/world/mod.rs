@@ -456,6 +456,9 @@ impl World {
                     }
                 }
                 ToSlow::Listens { publication, listens } => self.hear_listens(publication as usize, listens),
+                ToSlow::Unserved { publication } => {
+                    self.stage.check(false, || format!("publication {publication} is not served"));
+                }
                 ToSlow::Frame { .. } | ToSlow::WantSockets { .. } | ToSlow::QueueFailed(_) => {}
             }
         }

@@ -13,12 +13,11 @@ use crate::host::{EchoSocket, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::policy::addresses::Destination;
-use crate::policy::publish::PublishedProtocol;
 use crate::time::Now;
 
 #[cfg(feature = "sim")]
 use super::super::simulated::{Omission, omits};
-use super::super::{Worker, token_kind};
+use super::super::{Served, Worker, token_kind};
 use super::members::{Members, Neighbours};
 use super::peers::Peers;
 use super::{DatagramFlow, Mapping, MappingKind};
@@ -167,7 +166,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             last_used: now,
         };
         let Ok(slot) = self.mappings.insert(mapping) else {
-            self.admission.close_socket();
+            self.give_up_share(kind);
             return Err(InsertError::Full);
         };
         self.kept_ports += u32::from(kind == MappingKind::Udp && local.port == guest.port);
@@ -180,7 +179,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     }
                 }
                 // Two ports of the host lead to one of the guest: what the guest begins goes out by the first one.
-                Err(InsertError::Exists(_)) if matches!(kind, MappingKind::Published(_)) => {}
+                // Where the table is full, what comes in has its own place, or is refused when it comes.
+                Err(_) if matches!(kind, MappingKind::Published(_)) => {}
                 Err(error) => {
                     self.close_mapping(slot);
                     return Err(error);
@@ -314,11 +314,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if let MappingKind::Echo { kind, .. } = mapping.kind {
             self.sockets.close_echo(mapping.socket, kind);
         }
-        self.admission.close_socket();
+        self.give_up_share(mapping.kind);
+    }
+
+    /// Flows of the guest have a share of the descriptors; published sockets have one of their own, which the slow path
+    /// counts.
+    fn give_up_share(&mut self, kind: MappingKind) {
+        if !matches!(kind, MappingKind::Published(_)) {
+            self.admission.close_socket();
+        }
     }
 
     /// Ends every flow of a mapping, and the mapping.
-    fn close_mapping_and_flows(&mut self, slot: Slot) {
+    pub(in crate::worker) fn close_mapping_and_flows(&mut self, slot: Slot) {
         while let Some(flow) = self.mappings.get(slot).and_then(|mapping| mapping.flows.first()) {
             self.close_flow(flow);
         }
@@ -355,27 +363,31 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         socket: S::Socket,
         now: Now,
     ) {
-        let Some(local) = self.sockets.local(&socket) else { return };
+        let Some(local) = self.sockets.local(&socket) else { return self.tell_unserved(publication) };
         let same = self.addresses.family(local.address.is_v4());
-        let Some(family) = same.or_else(|| self.addresses.families().next()) else { return };
+        let Some(family) = same.or_else(|| self.addresses.families().next()) else {
+            return self.tell_unserved(publication);
+        };
         let guest = Endpoint { address: family.guest, port: publication.guest_port };
         // Bound to every address, it serves all that the guest sends from this port.
         let general = local.address.ip().is_unspecified() && same.is_some();
         let kind = MappingKind::Published(publication);
-        if self.admission.open_socket().is_ok()
-            && self.add_mapping(guest, kind, socket, local, general, now).is_err()
-        {
-            self.drop_frame(DropReason::FlowBudget);
+        match self.add_mapping(guest, kind, socket, local, general, now) {
+            Ok(slot) => drop(self.published.insert(publication.id, Served::Datagrams(slot))),
+            Err(_) => self.tell_unserved(publication),
         }
     }
 
     /// The guest may have another address: what comes to its published ports from now on goes there.
     pub(in crate::worker) fn readdress_published_datagrams(&mut self) {
-        for slot in self.mappings.slots() {
+        let served = self.published.values().filter_map(|served| match served {
+            Served::Datagrams(slot) => Some(*slot),
+            Served::Listener(_) => None,
+        });
+        for slot in served.collect::<Vec<_>>() {
             let Some(mapping) = self.mappings.get_mut(slot) else { continue };
             let Some(family) = self.addresses.family(mapping.guest.address.is_v4()) else { continue };
-            let published = matches!(mapping.kind, MappingKind::Published(_));
-            if !published || mapping.guest.address == family.guest {
+            if mapping.guest.address == family.guest {
                 continue;
             }
             mapping.guest.address = family.guest;
@@ -385,18 +397,6 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             let hashed = self.flows.hash(&Self::mapping_key(guest, protocol));
             // A mapping that the guest has begun already keeps what it begins; what comes in is found all the same.
             mapping.position = self.flows.insert(&hashed, Handle { owner: self.id, slot }).ok();
-        }
-    }
-
-    /// The ports of a publication are not published any more.
-    pub(in crate::worker) fn remove_published_datagrams(&mut self, id: u32) {
-        for slot in self.mappings.slots() {
-            let published = self.mappings.get(slot).is_some_and(|mapping| {
-                matches!(mapping.kind, MappingKind::Published(p) if p.id == id && p.protocol == PublishedProtocol::Udp)
-            });
-            if published {
-                self.close_mapping_and_flows(slot);
-            }
         }
     }
 

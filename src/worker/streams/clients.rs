@@ -12,20 +12,16 @@ use crate::host::{HostSocket, Sockets};
 use crate::link::Link;
 use crate::time::Now;
 
-use super::super::{Worker, token_kind};
+use super::super::{Served, Worker, token_kind};
 
 /// A published TCP port, by its listening socket of this worker.
 pub(in crate::worker) struct Listener<S> {
     pub publication: Publication,
     pub socket: S,
-    pub index: u32,
 }
 
-impl<S> Listener<S> {
-    pub fn token(&self) -> Token {
-        Token { kind: token_kind::LISTENER, slot: Slot { index: self.index, generation: 0 } }
-    }
-}
+/// Listeners at the most: every port of both families, of all addresses.
+pub(in crate::worker) const LISTENERS_MAX: u32 = 1 << 17;
 
 /// How long a listener pauses for whose clients there is no descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,16 +32,29 @@ const ACCEPTED_AT_ONCE: usize = 64;
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Clients of a published port come from `socket` from now on.
     pub(in crate::worker) fn add_listener(&mut self, publication: Publication, socket: S::Socket) {
-        let index = self.listeners.iter().map(|listener| listener.index + 1).max().unwrap_or(0);
-        let listener = Listener { publication, socket, index };
-        if self.engine.watch(listener.socket.fd(), listener.token(), Interest::Readable).is_ok() {
-            self.listeners.push(listener);
+        let fd = socket.fd();
+        let Ok(slot) = self.listeners.insert(Listener { publication, socket }) else {
+            return self.tell_unserved(publication);
+        };
+        let token = Token { kind: token_kind::LISTENER, slot };
+        if self.engine.watch(fd, token, Interest::Readable).is_ok() {
+            self.published.insert(publication.id, Served::Listener(slot));
+        } else {
+            self.listeners.remove(slot);
+            self.tell_unserved(publication);
+        }
+    }
+
+    /// No more clients come from a listener; those that wait there are reset, those that were accepted stay.
+    pub(in crate::worker) fn remove_listener(&mut self, slot: Slot) {
+        if let Some(listener) = self.listeners.remove(slot) {
+            self.engine.unwatch(listener.socket.fd(), Token { kind: token_kind::LISTENER, slot });
         }
     }
 
     /// Accepts the clients that wait at a listener.
-    pub(in crate::worker) fn accept_clients(&mut self, index: u32, now: Now) {
-        let Some(listener) = self.listeners.iter().find(|listener| listener.index == index) else { return };
+    pub(in crate::worker) fn accept_clients(&mut self, slot: Slot, now: Now) {
+        let Some(listener) = self.listeners.get(slot) else { return };
         let (fd, publication) = (listener.socket.fd(), listener.publication);
         for _ in 0..ACCEPTED_AT_ONCE {
             match self.sockets.accept(fd) {
@@ -67,14 +76,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 Err(_) => {
                     // No descriptor: the client waits in the kernel's queue, and no event will say when one is free.
                     self.drop_frame(DropReason::DescriptorBudget);
-                    self.paused_listeners.push(index);
+                    self.paused_listeners.push(slot);
                     self.listeners_resume.get_or_insert(now + ACCEPT_PAUSE);
                     return;
                 }
             }
         }
         // There may be more, and no event will say so.
-        self.waiting_listeners.push(index);
+        self.waiting_listeners.push(slot);
     }
 
     /// Leaves a client to another worker; one that has no room for it resets it.

@@ -1,0 +1,100 @@
+//! `hythe publish`, `unpublish` and `ports`: what is asked of a running hythe.
+
+use std::io::Write;
+
+use anyhow::Context;
+use hyper::Method;
+
+use crate::control::client::{AskError, ask};
+use crate::control::place::Wanted;
+use crate::control::shapes::{Code, Port, Ports, Publish};
+use crate::host::occupant;
+use crate::policy::publish::{self, HostPort};
+
+/// Publishes ports, and says where each is found.
+pub fn publish(wanted: &Wanted, specs: Vec<String>) -> anyhow::Result<u8> {
+    let parsed = parse(&specs)?;
+    let body = serde_json::to_vec(&Publish { publish: specs })?;
+    let answer = ask(&wanted.find()?, Method::POST, "/v1/ports", Some(body)).map_err(with_occupant)?;
+    // What the user has named need not be told.
+    let chosen = parsed.iter().any(|request| !matches!(request.host_port, HostPort::One(_)));
+    if chosen {
+        print(&lines(&serde_json::from_slice::<Ports>(&answer)?.ports))?;
+    }
+    Ok(0)
+}
+
+/// Unpublishes ports.
+pub fn unpublish(wanted: &Wanted, specs: &[String]) -> anyhow::Result<u8> {
+    parse(specs)?;
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(specs.iter().map(|spec| ("spec", spec)));
+    let target = format!("/v1/ports?{}", query.finish());
+    ask(&wanted.find()?, Method::DELETE, &target, None)?;
+    Ok(0)
+}
+
+/// Prints what is published.
+pub fn ports(wanted: &Wanted, as_json: bool) -> anyhow::Result<u8> {
+    let answer = ask(&wanted.find()?, Method::GET, "/v1/ports", None)?;
+    let ports: Ports = serde_json::from_slice(&answer).context("the list of ports is not understood")?;
+    if as_json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&ports)?))?;
+    } else {
+        print(&lines(&ports.ports))?;
+    }
+    Ok(0)
+}
+
+/// What means nothing is told without asking anybody.
+fn parse(specs: &[String]) -> anyhow::Result<Vec<publish::PublishRequest>> {
+    let requests: Result<Vec<_>, _> = specs.iter().map(|spec| publish::parse(spec)).collect();
+    Ok(requests?.into_iter().flatten().collect())
+}
+
+/// As `docker port` prints them: by the guest's port.
+fn lines(ports: &[Port]) -> String {
+    let mut bindings: Vec<_> = ports.iter().map(|port| port.binding).collect();
+    bindings.sort_by_key(|binding| (binding.guest_port, binding.protocol, binding.endpoint()));
+    let lines: Vec<String> = bindings.iter().map(ToString::to_string).collect();
+    lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
+}
+
+/// The running hythe cannot see who has a port; who asks can.
+fn with_occupant(error: AskError) -> anyhow::Error {
+    let occupant = match &error {
+        AskError::Problem(problem) if problem.code == Code::AddressInUse => {
+            problem.port.as_ref().and_then(occupant::of)
+        }
+        _ => None,
+    };
+    match occupant {
+        Some(occupant) => anyhow::anyhow!("{error} (it is {occupant})"),
+        None => error.into(),
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever closed it does not want to know more.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_told_as_docker_port_tells_them() {
+        let text = r#"{"ports": [
+            {"id": 1, "address": "::", "host_port": 8000, "guest_port": 80, "protocol": "tcp"},
+            {"id": 2, "address": "0.0.0.0", "host_port": 8000, "guest_port": 80, "protocol": "tcp"},
+            {"id": 3, "address": "127.0.0.1", "host_port": 5353, "guest_port": 53, "protocol": "udp"}
+        ]}"#;
+        let ports: Ports = serde_json::from_str(text).unwrap();
+        let expected = "53/udp -> 127.0.0.1:5353\n80/tcp -> 0.0.0.0:8000\n80/tcp -> [::]:8000\n";
+        assert_eq!(lines(&ports.ports), expected);
+    }
+}

@@ -1,0 +1,113 @@
+//! What is said at the control socket, in JSON. `docs/openapi.json` describes the same.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::publish::Binding;
+
+/// The longest request body, in bytes.
+pub const BODY_MAX: usize = 64 << 10;
+/// Specifications of one request.
+pub const SPECS_MAX: usize = 1024;
+
+/// Specifications of one removal, which come in the head of a request.
+pub const REMOVED_MAX: usize = 32;
+
+/// A published port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Port {
+    /// Its number, which no other port of the same process ever has.
+    pub id: u32,
+    /// What it binds, and where it leads.
+    #[serde(flatten)]
+    pub binding: Binding,
+}
+
+/// Published ports.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ports {
+    /// By number.
+    pub ports: Vec<Port>,
+}
+
+/// What is to be published.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// In the words of `-p`: all of them, or none.
+    pub publish: Vec<String>,
+}
+
+/// What hythe is and does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The name by which it is told apart from others.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// `io-uring` or `epoll`.
+    pub engine: String,
+    /// Worker threads.
+    pub workers: usize,
+    /// The guest's addresses.
+    pub guest: Vec<IpAddr>,
+    /// The gateway's addresses.
+    pub gateway: Vec<IpAddr>,
+    /// How many ports are published, each address for itself.
+    pub ports: usize,
+}
+
+/// Why something was not done: problem details (RFC 9457). The type is `about:blank`, so that the title is the status's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// The status's phrase.
+    pub title: String,
+    /// The status.
+    pub status: u16,
+    /// What happened, and what can be done.
+    pub detail: String,
+    /// The same for programs.
+    pub code: Code,
+    /// The port that it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<Binding>,
+}
+
+/// What may go wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The request is not understood.
+    Malformed,
+    /// Nothing has this path.
+    UnknownPath,
+    /// What has this path cannot do that.
+    Method,
+    /// The body is no JSON, by its media type.
+    MediaType,
+    /// The body is too large.
+    TooLarge,
+    /// The request did not come to its end.
+    TooSlow,
+    /// A specification means nothing, or what hythe cannot do.
+    Specification,
+    /// Published already.
+    PortAllocated,
+    /// Another program has the port.
+    AddressInUse,
+    /// It takes a right that hythe does not have.
+    Privileged,
+    /// The address is not the host's.
+    AddressNotAvailable,
+    /// No port of a range, or no random port, is free.
+    NoneFree,
+    /// Not published, or not by the caller.
+    NotPublished,
+    /// There are not enough descriptors, or too many callers.
+    Exhausted,
+    /// The kernel refused.
+    System,
+}

@@ -1,0 +1,263 @@
+//! Which request does what.
+//!
+//! ```text
+//! GET    /v1/status
+//! GET    /v1/ports                 those of the caller
+//! POST   /v1/ports                 {"publish": [SPEC, …]}: all of them, or none
+//! DELETE /v1/ports?spec=SPEC&…     all of them, or none
+//! GET    /v1/ports/ID
+//! DELETE /v1/ports/ID
+//! ```
+
+use std::rc::Rc;
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes};
+use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+use super::About;
+use super::connection::PATIENCE;
+use super::list::{Answer, List};
+use super::problem::Refusal;
+use crate::control::shapes::{BODY_MAX, Code, Port, Publish, REMOVED_MAX, SPECS_MAX, Status};
+use crate::policy::publish::{self, PublishRequest};
+use crate::slow::ports::table::Publisher;
+use crate::slow::ports::{Published, Publishing, Removal};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Answers requests of every door.
+pub struct Router {
+    publishing: Rc<Publishing>,
+    about: About,
+    /// What many specifications mean takes memory: so many requests for changes are understood at a time, the others
+    /// wait.
+    changes: Semaphore,
+}
+
+/// Requests for changes that are worked on at a time.
+const CHANGES: usize = 2;
+
+/// What a path names.
+enum Resource {
+    Status,
+    Ports,
+    Port(u32),
+}
+
+impl Resource {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/v1/status" => Some(Self::Status),
+            "/v1/ports" => Some(Self::Ports),
+            _ => {
+                let id = path.strip_prefix("/v1/ports/")?;
+                let digits = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
+                id.parse().ok().filter(|_| digits).map(Self::Port)
+            }
+        }
+    }
+
+    fn methods(&self) -> &'static str {
+        match self {
+            Self::Status => "GET",
+            Self::Ports => "GET, POST, DELETE",
+            Self::Port(_) => "GET, DELETE",
+        }
+    }
+}
+
+type Answered = Result<Response<Answer>, Refusal>;
+
+impl Router {
+    /// A router for the ports of one hythe.
+    pub fn new(publishing: Rc<Publishing>, about: About) -> Self {
+        Self { publishing, about, changes: Semaphore::new(CHANGES) }
+    }
+
+    /// Answers a request of a caller.
+    pub async fn answer<B>(&self, caller: Publisher, request: Request<B>) -> Response<Answer>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.route(caller, request).await.unwrap_or_else(Refusal::answer)
+    }
+
+    async fn route<B>(&self, caller: Publisher, request: Request<B>) -> Answered
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Some(resource) = Resource::at(request.uri().path()) else {
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                Code::UnknownPath,
+                "nothing is here; there are /v1/ports and /v1/status",
+            ));
+        };
+        let method = request.method().clone();
+        match (resource, method) {
+            (Resource::Status, Method::GET) => Ok(json(StatusCode::OK, &self.status())),
+            (Resource::Ports, Method::GET) => {
+                Ok(list(StatusCode::OK, List::of_table(self.publishing.clone(), caller)))
+            }
+            (Resource::Ports, Method::POST) => self.publish(caller, request).await,
+            (Resource::Ports, Method::DELETE) => {
+                let _turn = self.changes.acquire().await;
+                let meant = meant(request.uri().query().unwrap_or_default())?;
+                self.unpublish(caller, Removal::Meant(meant)).await
+            }
+            (Resource::Port(id), Method::GET) => self.port(caller, id),
+            (Resource::Port(id), Method::DELETE) => self.unpublish(caller, Removal::Numbered(id)).await,
+            (resource, _) => Err(Refusal::method(resource.methods())),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let about = &self.about;
+        Status {
+            name: about.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            pid: std::process::id(),
+            engine: about.engine.to_string(),
+            workers: about.workers,
+            guest: about.guest.clone(),
+            gateway: about.gateway.clone(),
+            ports: self.publishing.look(crate::slow::ports::table::Table::len),
+        }
+    }
+
+    fn port(&self, caller: Publisher, id: u32) -> Answered {
+        let port = self.publishing.look(|table| {
+            let row = table.get(id).filter(|row| row.publisher == caller)?;
+            Some(Port { id, binding: row.binding })
+        });
+        let port = port.ok_or_else(|| {
+            let detail = format!("port {id} is not published");
+            Refusal::new(StatusCode::NOT_FOUND, Code::NotPublished, detail)
+        })?;
+        Ok(json(StatusCode::OK, &port))
+    }
+
+    async fn publish<B>(&self, caller: Publisher, request: Request<B>) -> Answered
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if !is_json(&request) {
+            let detail = "the body is to be JSON: content-type: application/json";
+            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
+        }
+        let bytes = body(request.into_body()).await?;
+        let _turn = self.changes.acquire().await;
+        let Publish { publish: specs } = serde_json::from_slice(&bytes).map_err(|error| {
+            let detail = format!("the body is not as expected, like {{\"publish\": [\"8000:80\"]}}: {error}");
+            Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail)
+        })?;
+        let requests = understood(specs, SPECS_MAX)?.into_iter().map(|(_, request)| request).collect();
+        let published = self.publishing.publish(requests, caller).await?;
+        let location = match published[..] {
+            [Published { id, .. }] => Some(format!("/v1/ports/{id}")),
+            _ => None,
+        };
+        let mut response = list(StatusCode::CREATED, List::of(published));
+        if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+            response.headers_mut().insert(LOCATION, location);
+        }
+        Ok(response)
+    }
+
+    async fn unpublish(&self, caller: Publisher, removal: Removal) -> Answered {
+        let removed = self.publishing.unpublish(removal, caller).await?;
+        Ok(list(StatusCode::OK, List::of(removed)))
+    }
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Answer> {
+    // No map among what is told has keys that are no strings, which is what could fail.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    with_type(status, Answer::Whole(Some(bytes.into())))
+}
+
+fn list(status: StatusCode, ports: List) -> Response<Answer> {
+    with_type(status, Answer::Ports(ports))
+}
+
+fn with_type(status: StatusCode, body: Answer) -> Response<Answer> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// Whether the body says that it is JSON, or does not say what it is.
+fn is_json<B>(request: &Request<B>) -> bool {
+    let Some(media_type) = request.headers().get(CONTENT_TYPE) else { return true };
+    let essence = media_type.to_str().ok().and_then(|text| text.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// The whole body, if it is short enough and comes soon enough.
+async fn body<B>(body: B) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let too_large = || {
+        let detail = format!("the body is longer than {BODY_MAX} bytes");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge, detail)
+    };
+    if body.size_hint().lower() > BODY_MAX as u64 {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(PATIENCE, Limited::new(body, BODY_MAX).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => {
+            let detail = format!("the body cannot be read: {error}");
+            Err(Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail))
+        }
+        Err(_) => {
+            let detail = "the body did not come to its end";
+            Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, detail))
+        }
+    }
+}
+
+/// The specifications of a query.
+fn meant(query: &str) -> Result<Vec<(String, PublishRequest)>, Refusal> {
+    let mut specs = Vec::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if name != "spec" {
+            let detail = format!("'{}' is no parameter here; there is spec", name.escape_debug());
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail));
+        }
+        specs.push(value.into_owned());
+    }
+    understood(specs, REMOVED_MAX)
+}
+
+/// Specifications with what they mean: at least one, and not too many.
+fn understood(specs: Vec<String>, most: usize) -> Result<Vec<(String, PublishRequest)>, Refusal> {
+    if !(1..=most).contains(&specs.len()) {
+        let detail = format!("{} specifications; there must be from 1 to {most}", specs.len());
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, detail));
+    }
+    let mut understood = Vec::new();
+    for spec in specs {
+        let requests = publish::parse(&spec).map_err(|error| {
+            Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, error.to_string())
+        })?;
+        // So many ports there are of each protocol.
+        if understood.len() + requests.len() > 2 * usize::from(u16::MAX) {
+            let detail = "more ports than there are";
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, Code::Specification, detail));
+        }
+        understood.extend(requests.into_iter().map(|request| (spec.clone(), request)));
+    }
+    Ok(understood)
+}

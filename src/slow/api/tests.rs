@@ -1,0 +1,328 @@
+//! The API as callers see it: what each request gets, and what bad ones get.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::rc::Rc;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::router::Router;
+use super::{About, connection};
+use crate::control::shapes::BODY_MAX;
+use crate::host::engine::EngineKind;
+use crate::slow::ports::Publishing;
+use crate::slow::ports::table::{Publisher, Table};
+use crate::slow::ports::tests::{Bench, free_ports};
+
+fn router(publishing: &Rc<Publishing>) -> Router {
+    let about = About {
+        name: "test".into(),
+        engine: EngineKind::Epoll,
+        workers: 2,
+        guest: vec!["192.168.65.3".parse().unwrap()],
+        gateway: vec!["192.168.65.1".parse().unwrap()],
+    };
+    Router::new(publishing.clone(), about)
+}
+
+/// An answer, its body understood.
+#[derive(Debug)]
+struct Answered {
+    status: u16,
+    media_type: String,
+    allow: Option<String>,
+    body: Value,
+}
+
+async fn ask_with(
+    router: &Router,
+    method: &str,
+    target: &str,
+    media_type: &str,
+    body: impl Into<Bytes>,
+) -> Answered {
+    let method = Method::from_bytes(method.as_bytes()).unwrap();
+    let request = Request::builder().method(method).uri(target).header("content-type", media_type);
+    let response = router.answer(Publisher::Host, request.body(Full::new(body.into())).unwrap()).await;
+    let header = |name: &str| Some(response.headers().get(name)?.to_str().unwrap().to_string());
+    let (status, media_type, allow) =
+        (response.status().as_u16(), header("content-type").unwrap(), header("allow"));
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let body = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
+    Answered { status, media_type, allow, body }
+}
+
+async fn ask(router: &Router, method: &str, target: &str, body: &Value) -> Answered {
+    ask_with(router, method, target, "application/json", body.to_string()).await
+}
+
+#[test]
+fn ports_are_published_told_and_unpublished() {
+    let first = free_ports(2);
+    Bench::new(1000).run(async |publishing| {
+        let router = router(&publishing);
+        let spec = format!("127.0.0.1:{first}:80");
+        let published = ask(&router, "POST", "/v1/ports", &json!({"publish": [spec]})).await;
+        let port = |id: u64| {
+            json!({"id": id, "address": "127.0.0.1", "host_port": first, "guest_port": 80, "protocol": "tcp"})
+        };
+        assert_eq!((published.status, &published.body), (201, &json!({"ports": [port(1)]})));
+        assert_eq!(published.media_type, "application/json");
+        TcpStream::connect((Ipv4Addr::LOCALHOST, first)).unwrap();
+
+        let told = ask(&router, "GET", "/v1/ports", &Value::Null).await;
+        assert_eq!((told.status, told.body), (200, json!({"ports": [port(1)]})));
+        let told = ask(&router, "GET", "/v1/ports/1", &Value::Null).await;
+        assert_eq!((told.status, told.body), (200, port(1)));
+        let status = ask(&router, "GET", "/v1/status", &Value::Null).await;
+        assert_eq!(status.body["ports"], 1);
+        assert_eq!((&status.body["name"], &status.body["engine"]), (&json!("test"), &json!("epoll")));
+
+        let removed = ask(&router, "DELETE", "/v1/ports/1", &Value::Null).await;
+        assert_eq!((removed.status, removed.body), (200, json!({"ports": [port(1)]})));
+        assert_eq!(ask(&router, "GET", "/v1/ports/1", &Value::Null).await.status, 404);
+        TcpListener::bind((Ipv4Addr::LOCALHOST, first)).unwrap();
+
+        let second = format!("127.0.0.1:{}:81/udp", first + 1);
+        let published = ask(&router, "POST", "/v1/ports", &json!({"publish": [spec, second]})).await;
+        assert_eq!(published.status, 201);
+        let target = format!("/v1/ports?spec={spec}&spec={}", second.replace('/', "%2F"));
+        let removed = ask(&router, "DELETE", &target, &Value::Null).await;
+        assert_eq!((removed.status, removed.body["ports"].as_array().unwrap().len()), (200, 2));
+        assert!(publishing.look(Table::is_empty));
+    });
+}
+
+#[test]
+fn what_cannot_be_done_is_a_problem_that_says_why() {
+    let first = free_ports(2);
+    Bench::new(40).run(async |publishing| {
+        let router = router(&publishing);
+        let _stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, first + 1)).unwrap();
+        let ours = format!("127.0.0.1:{first}:80");
+        let theirs = format!("127.0.0.1:{}:80", first + 1);
+        assert_eq!(ask(&router, "POST", "/v1/ports", &json!({"publish": [ours]})).await.status, 201);
+        for (spec, status, code, detail) in [
+            (ours.as_str(), 409, "port-allocated", "port is already allocated"),
+            (&theirs, 409, "address-in-use", "address already in use"),
+            ("203.0.113.9:8000:80", 422, "address-not-available", "does not have this address"),
+            ("x:80", 422, "specification", "invalid hostPort: x"),
+            ("80/sctp", 422, "specification", "sctp cannot be published"),
+            ("1000-9000:1000-9000", 503, "exhausted", "descriptors"),
+        ] {
+            let problem = ask(&router, "POST", "/v1/ports", &json!({"publish": [spec]})).await;
+            assert_eq!((problem.status, &problem.body["code"]), (status, &json!(code)), "{problem:?}");
+            assert_eq!(
+                (problem.media_type.as_str(), &problem.body["status"]),
+                ("application/problem+json", &json!(status))
+            );
+            let said = problem.body["detail"].as_str().unwrap();
+            assert!(said.contains(detail), "{said}");
+            assert_eq!(
+                problem.body["title"],
+                StatusCode::from_u16(status).unwrap().canonical_reason().unwrap()
+            );
+        }
+        let problem = ask(&router, "POST", "/v1/ports", &json!({"publish": [ours]})).await;
+        assert_eq!(problem.body["port"]["host_port"], first);
+        assert_eq!(publishing.look(Table::len), 1);
+    });
+}
+
+#[test]
+fn a_bad_request_is_told_what_is_wrong_with_it() {
+    Bench::new(1000).run(async |publishing| {
+        let router = router(&publishing);
+        let none = json!(null);
+        let many = format!("/v1/ports?{}", "spec=80&".repeat(33));
+        for (method, target, body, status) in [
+            ("GET", "/", &none, 404),
+            ("GET", "/v1", &none, 404),
+            ("GET", "/v1/ports/", &none, 404),
+            ("GET", "/v1/ports/x", &none, 404),
+            ("GET", "/v1/ports/-1", &none, 404),
+            ("GET", "/v1/ports/+1", &none, 404),
+            ("GET", "/v1/ports/99999999999999999999", &none, 404),
+            ("GET", "/v1/ports/7", &none, 404),
+            ("DELETE", "/v1/ports/7", &none, 404),
+            ("GET", "/V1/ports", &none, 404),
+            ("PUT", "/v1/ports", &none, 405),
+            ("POST", "/v1/status", &none, 405),
+            ("PATCH", "/v1/ports/1", &none, 405),
+            ("BREW", "/v1/ports", &none, 405),
+            ("POST", "/v1/ports", &none, 400),
+            ("POST", "/v1/ports", &json!([]), 400),
+            ("POST", "/v1/ports", &json!({}), 400),
+            ("POST", "/v1/ports", &json!({"publish": "80"}), 400),
+            ("POST", "/v1/ports", &json!({"publish": [80]}), 400),
+            ("POST", "/v1/ports", &json!({"publish": ["80"], "more": 1}), 400),
+            ("POST", "/v1/ports", &json!({"publish": []}), 422),
+            ("POST", "/v1/ports", &json!({"publish": vec!["80"; 1025]}), 422),
+            ("POST", "/v1/ports", &json!({"publish": vec!["1-65535:1-65535"; 100]}), 422),
+            ("DELETE", "/v1/ports", &none, 422),
+            ("DELETE", many.as_str(), &none, 422),
+            ("DELETE", "/v1/ports?spec=x:80", &none, 422),
+            ("DELETE", "/v1/ports?port=80", &none, 400),
+            ("DELETE", "/v1/ports?spec=8000:80", &none, 404),
+        ] {
+            let answered = ask(&router, method, target, body).await;
+            assert_eq!(answered.status, status, "{method} {target} {body}: {answered:?}");
+            assert_eq!(answered.media_type, "application/problem+json");
+            assert_eq!(answered.allow.is_some(), status == 405);
+        }
+        for (media_type, body, status) in [
+            ("application/json", "{\"publish\": [", 400),
+            ("application/json", "", 400),
+            ("application/json; charset=utf-8", "{}", 400),
+            ("text/plain", "{\"publish\": [\"80\"]}", 415),
+            ("application/x-www-form-urlencoded", "publish=80", 415),
+        ] {
+            let answered = ask_with(&router, "POST", "/v1/ports", media_type, body).await;
+            assert_eq!(answered.status, status, "{media_type} {body}: {answered:?}");
+        }
+        let nested = "[".repeat(BODY_MAX);
+        assert_eq!(ask_with(&router, "POST", "/v1/ports", "application/json", nested).await.status, 400);
+        let long = " ".repeat(BODY_MAX + 1);
+        assert_eq!(ask_with(&router, "POST", "/v1/ports", "application/json", long).await.status, 413);
+        assert!(publishing.look(Table::is_empty));
+    });
+}
+
+#[test]
+fn a_long_list_comes_in_pieces_and_whole() {
+    let first = free_ports(200);
+    Bench::new(2000).run(async |publishing| {
+        let router = router(&publishing);
+        let spec = format!("127.0.0.1:{first}-{}:1-200/udp", first + 199);
+        assert_eq!(ask(&router, "POST", "/v1/ports", &json!({"publish": [spec]})).await.status, 201);
+        let request = Request::builder().uri("/v1/ports").body(Full::new(Bytes::new())).unwrap();
+        let mut body = router.answer(Publisher::Host, request).await.into_body();
+        let (mut pieces, mut text) = (0, Vec::new());
+        while let Some(frame) = body.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() < 8 << 10);
+            pieces += 1;
+            text.extend_from_slice(&piece);
+            // What changes meanwhile is not told twice.
+            if pieces == 2 {
+                let removed = ask(&router, "DELETE", "/v1/ports/1", &Value::Null).await;
+                assert_eq!(removed.status, 200);
+            }
+        }
+        let told: Value = serde_json::from_slice(&text).unwrap();
+        let ids: Vec<u64> =
+            told["ports"].as_array().unwrap().iter().map(|port| port["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids, (1..=200).collect::<Vec<_>>());
+        assert_eq!(pieces, 4);
+    });
+}
+
+/// What a connection answers to bytes after which nothing comes any more. Time passes as fast as nothing happens.
+fn converse(bytes: &[u8], ends: bool) -> String {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let bench = Bench::new(100);
+        let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
+        let serving = connection::serve(server, Rc::new(router(&bench.publishing)), Publisher::Host);
+        let calling = async {
+            client.write_all(bytes).await.unwrap();
+            if ends {
+                client.shutdown().await.unwrap();
+            }
+            let mut said = Vec::new();
+            let _ = client.read_to_end(&mut said).await;
+            String::from_utf8(said).unwrap()
+        };
+        tokio::join!(serving, calling).1
+    })
+}
+
+#[test]
+fn a_request_that_does_not_come_to_its_end_is_told_so() {
+    let head =
+        "POST /v1/ports HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n";
+    for (bytes, status) in [
+        ("GET /v1/st".to_string(), "408 Request Timeout"),
+        (head.to_string(), "408 Request Timeout"),
+        (format!("{head}\r\n{{"), "408 Request Timeout"),
+        ("GET /v1/status HTTP/1.1\r\n\r\nGET /v1".into(), "200 OK"),
+        ("BREW\r\n\r\n".into(), "400 Bad Request"),
+        ("\0\0\0\0\r\n\r\n".into(), "400 Bad Request"),
+        (format!("GET /v1/status HTTP/1.1\r\nx: {}", "y".repeat(80 << 10)), "431 Request Header"),
+        (format!("GET /v1/status HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(200)), "431 Request Header"),
+    ] {
+        let said = converse(bytes.as_bytes(), false);
+        assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{bytes:.40}: {said}");
+    }
+    assert!(converse(b"GET /v1/status HTTP/1.1\r\n\r\nGET /v1", false).contains("HTTP/1.1 408"));
+    assert_eq!(converse(b"", false), "", "one that says nothing is told nothing");
+    assert_eq!(converse(b"", true), "");
+    let whole = "GET /v1/status HTTP/1.1\r\nconnection: close\r\n\r\n";
+    assert!(converse(whole.as_bytes(), false).contains("\"name\":\"test\""));
+}
+
+#[test]
+fn one_that_does_not_read_its_answer_is_left() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let bench = Bench::new(100);
+        let (client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        server.set_nonblocking(true).unwrap();
+        // More requests than answers fit.
+        let request = b"GET /v1/status HTTP/1.1\r\n\r\n";
+        let mut sending = &client;
+        let server = tokio::net::UnixStream::from_std(server).unwrap();
+        let serving = connection::serve(server, Rc::new(router(&bench.publishing)), Publisher::Host);
+        let calling = async {
+            while sending.write(request).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(serving, calling);
+        let mut answers = Vec::new();
+        let _ = (&client).read_to_end(&mut answers);
+        assert!(answers.len() < 1 << 20, "{} bytes", answers.len());
+    });
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        any::<Vec<u8>>(),
+        "\\{\"publish\": ?\\[(\"[0-9a-z:./\\[\\]-]{0,12}\",?){0,4}\\]\\}".prop_map(String::into_bytes),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_request_is_answered_but_as_documented(
+        method in prop_oneof![Just("GET"), Just("POST"), Just("DELETE"), Just("PUT"), Just("OPTIONS")],
+        path in prop_oneof!["/v1/ports", "/v1/ports/[0-9a-z%]{0,6}", "/v1/status", "/[!-~&&[^?#]]{0,20}"],
+        query in "(\\?[a-z]{0,4}=[0-9a-z:%&+]{0,12})?",
+        body in bytes(),
+    ) {
+        let Ok(uri) = format!("{path}{query}").parse::<hyper::Uri>() else { return Ok(()) };
+        // No descriptors: nothing is published whatever is asked.
+        let (answered, _) = Bench::new(0).run(async |publishing| {
+            ask_with(&router(&publishing), method, &uri.to_string(), "application/json", body).await
+        });
+        prop_assert!([200, 400, 404, 405, 413, 415, 422, 503].contains(&answered.status), "{answered:?}");
+        let is_problem = answered.media_type == "application/problem+json";
+        prop_assert_eq!(is_problem, answered.status != 200);
+    }
+
+    #[test]
+    fn no_bytes_make_a_connection_panic(bytes in any::<Vec<u8>>()) {
+        let said = converse(&bytes, true);
+        prop_assert!(said.is_empty() || said.starts_with("HTTP/1.1 "), "{said}");
+    }
+}

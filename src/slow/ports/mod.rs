@@ -1,0 +1,246 @@
+//! Published ports while hythe runs: the table, and how a change of it reaches the workers.
+//!
+//! ```text
+//! -p, file ──▶ Opening ──▶ Table ──▶ workers' seeds            before the threads exist, while rights are had
+//! API      ──▶ Opening ──▶ Table ──▶ mail to the workers       later
+//! ```
+//! A change is a task of its own that nobody can break off in the middle: who has asked may go, the change is made all the same, or
+//! not at all. One is made at a time; reading the table waits for none. A port is first shut to the guest's own flows
+//! ([`ToWorker::Exclude`]) and then served; a removal is over when all workers have closed its sockets ([`Receipt`]).
+//!
+//! * [`table`]: the rows, and what is in the way of a new one
+//! * [`opening`]: from requests to rows, all or nothing
+//! * [`ephemeral`]: random ports
+//! * [`refusal`]: ports that show what the guest shows
+
+pub mod ephemeral;
+pub mod opening;
+pub mod refusal;
+pub mod table;
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::{spawn_local, yield_now};
+
+use crate::exchange::Mailbox;
+use crate::exchange::mail::{Receipt, ToWorker};
+use crate::policy::publish::{Binding, PublishRequest};
+use opening::{Delivery, Opening};
+use table::{PortError, Publisher, Table};
+
+/// How often a mailbox is tried that is full, and a receipt looked for that is not back: a millisecond apart.
+const TRIES: u32 = 5000;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Publishes everything at once, before there is anybody to wait for.
+pub fn publish_at_start(
+    table: &mut Table,
+    requests: Vec<PublishRequest>,
+) -> Result<Vec<Delivery>, PortError> {
+    let mut opening = Opening::begin(requests, Publisher::Host, table)?;
+    while opening.step(table)? {}
+    Ok(opening.commit(table))
+}
+
+/// A published port, as those who ask are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Published {
+    /// Its number, which no other port of this process ever has.
+    pub id: u32,
+    /// What it binds.
+    pub binding: Binding,
+}
+
+/// What is to be removed.
+#[derive(Clone, Debug)]
+pub enum Removal {
+    /// Ports by their words; each has to mean at least one.
+    Meant(Vec<(String, PublishRequest)>),
+    /// One port by its number.
+    Numbered(u32),
+}
+
+/// The published ports and the way to the workers.
+pub struct Publishing {
+    table: RefCell<Table>,
+    workers: Vec<Mailbox<ToWorker<OwnedFd>>>,
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Publishing {
+    /// Goes on from the start's table.
+    pub fn new(table: Table, workers: Vec<Mailbox<ToWorker<OwnedFd>>>) -> Self {
+        Self { table: RefCell::new(table), workers, changing: tokio::sync::Mutex::default() }
+    }
+
+    /// Looks at the table.
+    pub fn look<T>(&self, at: impl FnOnce(&Table) -> T) -> T {
+        at(&self.table.borrow())
+    }
+
+    /// Publishes all of these, or none.
+    pub async fn publish(
+        self: &Rc<Self>,
+        requests: Vec<PublishRequest>,
+        publisher: Publisher,
+    ) -> Result<Vec<Published>, PortError> {
+        let publishing = self.clone();
+        let change = spawn_local(async move {
+            let _alone = publishing.changing.lock().await;
+            publishing.add(requests, publisher).await
+        });
+        change.await.unwrap_or(Err(PortError::Busy))
+    }
+
+    /// Unpublishes all of these, or none. Their ports are free when it is done.
+    pub async fn unpublish(
+        self: &Rc<Self>,
+        removal: Removal,
+        publisher: Publisher,
+    ) -> Result<Vec<Published>, PortError> {
+        let publishing = self.clone();
+        let change = spawn_local(async move {
+            let _alone = publishing.changing.lock().await;
+            publishing.remove(&removal, publisher).await
+        });
+        change.await.unwrap_or(Err(PortError::Busy))
+    }
+
+    async fn add(
+        &self,
+        requests: Vec<PublishRequest>,
+        publisher: Publisher,
+    ) -> Result<Vec<Published>, PortError> {
+        let mut opening = Opening::begin(requests, publisher, &self.table.borrow())?;
+        loop {
+            let more = opening.step(&mut self.table.borrow_mut())?;
+            if !more {
+                break;
+            }
+            yield_now().await;
+        }
+        let deliveries = opening.commit(&mut self.table.borrow_mut());
+        let published: Vec<Published> =
+            deliveries.iter().map(|one| Published { id: one.publication.id, binding: one.binding }).collect();
+        for delivery in deliveries {
+            if self.deliver(delivery).await.is_err() {
+                let ids = published.iter().map(|one| one.id).collect();
+                self.take_back(ids).await;
+                return Err(PortError::Busy);
+            }
+        }
+        Ok(published)
+    }
+
+    async fn deliver(&self, delivery: Delivery) -> Result<(), PortError> {
+        for worker in 0..self.workers.len() {
+            self.mail(worker, ToWorker::Exclude { port: delivery.binding.host_port, excluded: true }).await?;
+        }
+        for (worker, socket) in delivery.sockets {
+            self.mail(worker, ToWorker::Publish(delivery.publication, socket)).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts mail into a worker's box, as soon as there is room.
+    async fn mail(&self, worker: usize, mut mail: ToWorker<OwnedFd>) -> Result<(), PortError> {
+        let Some(mailbox) = self.workers.get(worker) else { return Ok(()) };
+        for _ in 0..TRIES {
+            match mailbox.put(mail) {
+                Ok(()) => return Ok(()),
+                Err(back) => mail = back,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Err(PortError::Busy)
+    }
+
+    async fn remove(&self, removal: &Removal, publisher: Publisher) -> Result<Vec<Published>, PortError> {
+        let mut ids = match removal {
+            Removal::Numbered(id) => {
+                let known = self.look(|table| table.get(*id).is_some_and(|row| row.publisher == publisher));
+                vec![known.then_some(*id).ok_or_else(|| PortError::NotPublished(format!("port {id}")))?]
+            }
+            Removal::Meant(requests) => {
+                let mut ids = Vec::new();
+                for (words, request) in requests {
+                    let matching = self.look(|table| table.matching(request, publisher));
+                    if matching.is_empty() {
+                        return Err(PortError::NotPublished(words.clone()));
+                    }
+                    ids.extend(matching);
+                    yield_now().await;
+                }
+                ids
+            }
+        };
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(self.take_back(ids).await)
+    }
+
+    /// Takes rows out, and waits until their ports are free.
+    async fn take_back(&self, ids: Vec<u32>) -> Vec<Published> {
+        let receipt = Receipt::default();
+        let mut removed = Vec::new();
+        // Those that take no mail for seconds have ended, or will never.
+        let mut silent = vec![false; self.workers.len()];
+        for id in ids {
+            // Handles of its sockets are closed here.
+            let Some(row) = self.table.borrow_mut().remove(id) else { continue };
+            let port = row.binding.host_port;
+            let excluded = self.look(|table| table.excludes(port));
+            removed.push(Published { id, binding: row.binding });
+            for (worker, silent) in silent.iter_mut().enumerate().filter(|(_, silent)| !**silent) {
+                let unpublish = ToWorker::Unpublish { id, receipt: receipt.clone() };
+                *silent = self.mail(worker, unpublish).await.is_err();
+                if !excluded && !*silent {
+                    *silent = self.mail(worker, ToWorker::Exclude { port, excluded }).await.is_err();
+                }
+            }
+        }
+        for _ in 0..TRIES {
+            if receipt.is_back() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        removed
+    }
+
+    /// A worker cannot serve a port: it is published no more.
+    pub fn worker_refuses(self: &Rc<Self>, id: u32) {
+        let publishing = self.clone();
+        spawn_local(async move {
+            let _alone = publishing.changing.lock().await;
+            for Published { binding, .. } in publishing.take_back(vec![id]).await {
+                tracing::error!("{} cannot be served: it is not published any more", binding.place());
+            }
+        });
+    }
+
+    /// What the guest answers at a published TCP port.
+    pub fn guest_answers(self: &Rc<Self>, id: u32, listens: bool) {
+        if listens {
+            return self.table.borrow_mut().guest_listens(id);
+        }
+        let Some((publication, refusal)) = self.table.borrow_mut().guest_refuses(id) else { return };
+        let Some(worker) = self.workers.first().cloned() else { return };
+        let publishing = self.clone();
+        spawn_local(async move {
+            for pause in refusal::Pauses::default() {
+                tokio::time::sleep(pause).await;
+                if !publishing.look(|table| table.lasts(id, refusal)) {
+                    return;
+                }
+                // One that does not fit is made up for by the next.
+                let _ = worker.put(ToWorker::Probe(publication));
+            }
+        });
+    }
+}

@@ -1,0 +1,272 @@
+//! The table of published ports: the one place that knows them.
+//!
+//! A row is a port of one address ([`Binding`]). Rows come by an [`Opening`](super::opening::Opening), all that belong together or none, and
+//! go by their number. Sockets are the workers'; what the table keeps are handles of listeners that follow the guest
+//! ([`super::refusal`]).
+//!
+//! Nothing here waits, and nothing looks at all rows but [`Table::matching`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::IpAddr;
+
+use crate::exchange::mail::Publication;
+use crate::host::occupant::Occupant;
+use crate::policy::port_set::PortSet;
+use crate::policy::publish::{Binding, HostPort, PublishRequest, PublishedProtocol};
+
+use super::ephemeral::Ephemeral;
+use super::refusal::Follower;
+
+/// Who has published a port, and may list and remove it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Publisher {
+    /// The host's side: the start, and who may use the control socket.
+    Host,
+}
+
+/// A published port.
+pub struct Row {
+    /// What the workers know of it.
+    pub publication: Publication,
+    /// What it binds.
+    pub binding: Binding,
+    /// Who has published it.
+    pub publisher: Publisher,
+    /// Its sockets' handles, where it follows the guest.
+    pub(super) follower: Option<Follower>,
+    /// Descriptors that it takes.
+    pub(super) descriptors: u64,
+}
+
+/// All published ports.
+pub struct Table {
+    rows: BTreeMap<u32, Row>,
+    /// Rows of a port, by their numbers.
+    by_port: HashMap<(PublishedProtocol, u16), Vec<u32>>,
+    next: u32,
+    pub(super) ephemeral: Ephemeral,
+    /// How many workers there are.
+    pub(super) workers: usize,
+    /// Whether TCP ports follow the guest.
+    pub(super) follows: bool,
+    /// Descriptors that are left for ports.
+    descriptors_left: u64,
+}
+
+/// Why ports are not published, or not unpublished.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Published already.
+    #[error("Bind for {} failed: port is already allocated", .0.place())]
+    Allocated(Binding),
+    /// Another program has it.
+    #[error("Bind for {} failed: address already in use{}; choose another port, or end the program that has it",
+        .binding.place(), .occupant.as_ref().map_or(String::new(), |occupant| format!(" ({occupant})")))]
+    InUse {
+        /// What was to be bound.
+        binding: Binding,
+        /// Who has it, if that is known.
+        occupant: Option<Occupant>,
+    },
+    /// It takes a right.
+    #[error(
+        "Bind for {} failed: permission denied; ports below 1024 are bound by root, or with CAP_NET_BIND_SERVICE, and at \
+         the start alone (-p): choose one above, or allow it (sysctl net.ipv4.ip_unprivileged_port_start={})",
+        .0.place(), .0.host_port
+    )]
+    Privileged(Binding),
+    /// The address is another host's.
+    #[error("Bind for {} failed: the host does not have this address", .0.place())]
+    NotHere(Binding),
+    /// No port of a range is free.
+    #[error("no port of {0}-{1} is free; choose another range")]
+    RangeFull(u16, u16),
+    /// No random port was free.
+    #[error("no random port was free after {0} tries; name one")]
+    NoRandom(u32),
+    /// There are not enough descriptors.
+    #[error("takes {needed} descriptors, and {left} are left for published ports (ulimit -n)")]
+    Descriptors {
+        /// So many are needed.
+        needed: u64,
+        /// So many are left.
+        left: u64,
+    },
+    /// What is to be removed is not there.
+    #[error("{0} is not published")]
+    NotPublished(String),
+    /// The workers do not take it.
+    #[error("a worker takes no ports at the moment; nothing was changed, try again")]
+    Busy,
+    /// The kernel refuses for another reason.
+    #[error("Bind for {} failed: {error}", .binding.place())]
+    System {
+        /// What was to be bound.
+        binding: Binding,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+impl Table {
+    /// An empty table for ports that may take so many descriptors.
+    pub fn new(ephemeral: Ephemeral, workers: usize, follows: bool, descriptors: u64) -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            by_port: HashMap::new(),
+            next: 1,
+            ephemeral,
+            workers,
+            follows,
+            descriptors_left: descriptors,
+        }
+    }
+
+    /// Descriptors that ports may take from now on, besides those that they have.
+    pub fn allow_descriptors(&mut self, descriptors: u64) {
+        self.descriptors_left = descriptors;
+    }
+
+    /// Descriptors that all ports take.
+    pub fn descriptors(&self) -> u64 {
+        self.rows.values().map(|row| row.descriptors).sum()
+    }
+
+    /// Descriptors that a port of one address takes: a listener a worker, and a handle of each where it follows the guest.
+    pub(super) fn descriptors_of(&self, protocol: PublishedProtocol) -> u64 {
+        match protocol {
+            PublishedProtocol::Tcp => self.workers as u64 * (1 + u64::from(self.follows)),
+            PublishedProtocol::Udp => 1,
+        }
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// A row by its number.
+    pub fn get(&self, id: u32) -> Option<&Row> {
+        self.rows.get(&id)
+    }
+
+    /// Rows after a number, by number: the table may change between two looks.
+    pub fn after(&self, id: u32) -> impl Iterator<Item = &Row> {
+        self.rows.range((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded)).map(|(_, row)| row)
+    }
+
+    /// Whether a row is in the way of a binding.
+    pub(super) fn is_allocated(&self, binding: &Binding) -> bool {
+        let ids = self.by_port.get(&(binding.protocol, binding.host_port)).into_iter().flatten();
+        ids.filter_map(|id| self.rows.get(id)).any(|row| row.binding.meets(binding))
+    }
+
+    /// Ports that flows of the guest must leave alone: the administrator's, and the published ones.
+    pub fn excluded(&self) -> PortSet {
+        let mut excluded = self.ephemeral.reserved().clone();
+        self.by_port.keys().for_each(|(_, port)| excluded.insert(*port));
+        excluded
+    }
+
+    /// Whether flows of the guest must leave a port alone.
+    pub(super) fn excludes(&self, port: u16) -> bool {
+        let published = [PublishedProtocol::Tcp, PublishedProtocol::Udp]
+            .iter()
+            .any(|protocol| self.by_port.contains_key(&(*protocol, port)));
+        published || self.ephemeral.reserved().contains(port)
+    }
+
+    /// Is there enough of what ports take? Says which descriptors are missing otherwise.
+    pub(super) fn afford(&self, requests: &[PublishRequest]) -> Result<(), PortError> {
+        let each = |request: &PublishRequest| {
+            self.descriptors_of(request.protocol) * if request.address.is_some() { 1 } else { 2 }
+        };
+        let (needed, left) = (requests.iter().map(each).sum(), self.descriptors_left);
+        if needed > left { Err(PortError::Descriptors { needed, left }) } else { Ok(()) }
+    }
+
+    /// The number of the next row.
+    pub(super) fn next_id(&mut self) -> u32 {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1).max(1);
+        id
+    }
+
+    pub(super) fn insert(&mut self, row: Row) {
+        let Row { publication: Publication { id, .. }, binding, .. } = row;
+        self.descriptors_left = self.descriptors_left.saturating_sub(row.descriptors);
+        self.by_port.entry((binding.protocol, binding.host_port)).or_default().push(id);
+        self.rows.insert(id, row);
+    }
+
+    /// Takes a row out.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Row> {
+        let row = self.rows.remove(&id)?;
+        self.descriptors_left += row.descriptors;
+        let key = (row.binding.protocol, row.binding.host_port);
+        if let Some(ids) = self.by_port.get_mut(&key) {
+            ids.retain(|known| *known != id);
+            if ids.is_empty() {
+                self.by_port.remove(&key);
+            }
+        }
+        Some(row)
+    }
+
+    /// The rows that a request means and its publisher may remove. Without a port of the host, whichever leads to the
+    /// guest's.
+    pub fn matching(&self, request: &PublishRequest, publisher: Publisher) -> Vec<u32> {
+        let is_meant = |row: &Row| row.publisher == publisher && request.covers(&row.binding);
+        match request.host_port {
+            HostPort::One(port) => {
+                let ids = self.by_port.get(&(request.protocol, port)).into_iter().flatten();
+                ids.filter(|id| self.rows.get(id).is_some_and(is_meant)).copied().collect()
+            }
+            HostPort::Random | HostPort::FirstFree(..) => {
+                self.rows.iter().filter(|(_, row)| is_meant(row)).map(|(id, _)| *id).collect()
+            }
+        }
+    }
+
+    /// The guest refuses at a port. Returns the port and the refusal's number if that is new.
+    pub(super) fn guest_refuses(&mut self, id: u32) -> Option<(Publication, u32)> {
+        let row = self.rows.get_mut(&id)?;
+        let refusal = row.follower.as_mut()?.guest_refuses()?;
+        Some((row.publication, refusal))
+    }
+
+    /// The guest listens at a port.
+    pub(super) fn guest_listens(&mut self, id: u32) {
+        let Some(row) = self.rows.get_mut(&id) else { return };
+        if let Some(error) = row.follower.as_mut().and_then(Follower::guest_listens) {
+            tracing::warn!(port = %row.binding, %error, "a published port cannot listen again");
+        }
+    }
+
+    /// Whether a refusal lasts.
+    pub(super) fn lasts(&self, id: u32, refusal: u32) -> bool {
+        let follower = self.rows.get(&id).and_then(|row| row.follower.as_ref());
+        follower.is_some_and(|follower| follower.lasts(refusal))
+    }
+}
+
+/// The error of a bind in the words of the table.
+pub(super) fn bind_error(binding: Binding, error: io::Error) -> PortError {
+    match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => PortError::InUse { binding, occupant: None },
+        Some(libc::EACCES | libc::EPERM) => PortError::Privileged(binding),
+        Some(libc::EADDRNOTAVAIL) => PortError::NotHere(binding),
+        _ => PortError::System { binding, error },
+    }
+}
+
+/// Whether a family that nobody named is missing from the host.
+pub(super) fn is_family_missing(address: IpAddr, error: &io::Error) -> bool {
+    address.is_ipv6() && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
