@@ -655,7 +655,9 @@ mod tests {
             table.reassign(*position, handle(1, n as u32));
         }
         assert!((0..50_000).all(|n| table.find(&table.hash(&key(n))) == Some(handle(1, n))));
-        positions.into_iter().for_each(|position| table.remove(position));
+        for position in positions {
+            table.remove(position);
+        }
         assert!(table.is_empty());
     }
 

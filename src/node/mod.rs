@@ -157,12 +157,7 @@ impl Node {
         let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
         let addresses = Arc::new(config.addresses.clone());
         let excluded = provisions.ports.excluded();
-        let sockets = provisions.descriptors_for_flows() / count.max(1) as u64;
-        let limits = Limits {
-            sockets: sockets.min(u64::from(u32::MAX)) as u32,
-            connects_per_destination: CONNECTS_PER_DESTINATION,
-            connects: CONNECTS,
-        };
+        let limits = limits_of_one(&provisions, count);
         let cores = allowed_cores();
         let seats = Seat::for_processors(cores.len());
         if config.sandbox {
@@ -363,6 +358,16 @@ fn close_sandbox(tidied: &[&Path]) -> Result<bool, SandboxError> {
 /// Limits the calling thread to the system calls of its kind, where that is wanted.
 fn limit(sandboxed: bool, kind: sandbox::Thread) -> io::Result<()> {
     if sandboxed { sandbox::limit_system_calls(kind).map_err(io::Error::other) } else { Ok(()) }
+}
+
+/// What each of so many workers may have.
+fn limits_of_one(provisions: &Provisions, workers: usize) -> Limits {
+    let sockets = provisions.descriptors_for_flows() / workers.max(1) as u64;
+    Limits {
+        sockets: sockets.min(u64::from(u32::MAX)) as u32,
+        connects_per_destination: CONNECTS_PER_DESTINATION,
+        connects: CONNECTS,
+    }
 }
 
 fn allowed_cores() -> Vec<usize> {
