@@ -103,6 +103,10 @@ impl Uring {
     /// Takes completions in: results go into the batch, events to `pending`. Returns how many were results.
     fn reap(&mut self, mut operations: Option<&mut Operations>) -> usize {
         let mut results = 0;
+        // The usual case of a worker that looks for work.
+        if self.ring.completion().is_empty() {
+            return 0;
+        }
         let mut taken: [(u64, i32, u32); 64] = [(0, 0, 0); 64];
         loop {
             let mut count = 0;
