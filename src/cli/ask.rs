@@ -1,21 +1,24 @@
 //! `hythe publish`, `unpublish` and `ports`: what is asked of a running hythe.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Context;
 use hyper::Method;
 
 use crate::control::client::{AskError, ask};
 use crate::control::place::Wanted;
-use crate::control::shapes::{Code, Port, Ports, Publish};
-use crate::host::occupant;
+use crate::control::shapes::{Code, Port, Ports, Publish, Status};
+use crate::host::occupant::{self, Occupant};
 use crate::policy::publish::{self, HostPort};
 
 /// Publishes ports, and says where each is found.
 pub fn publish(wanted: &Wanted, specs: Vec<String>) -> anyhow::Result<u8> {
     let parsed = parse(&specs)?;
     let body = serde_json::to_vec(&Publish { publish: specs })?;
-    let answer = ask(&wanted.find()?, Method::POST, "/v1/ports", Some(body)).map_err(with_occupant)?;
+    let path = wanted.find()?;
+    let answer = ask(&path, Method::POST, "/v1/ports", Some(body))
+        .map_err(|error| with_occupant(error, |occupant| is_asked(&path, occupant)))?;
     // What the user has named need not be told.
     let chosen = parsed.iter().any(|request| !matches!(request.host_port, HostPort::One(_)));
     if chosen {
@@ -60,18 +63,32 @@ fn lines(ports: &[Port]) -> String {
     lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
 }
 
-/// The running hythe cannot see who has a port; who asks can.
-fn with_occupant(error: AskError) -> anyhow::Error {
-    let occupant = match &error {
-        AskError::Problem(problem) if problem.code == Code::AddressInUse => {
-            problem.port.as_ref().and_then(occupant::of)
-        }
+/// The running hythe cannot see who has a port; who asks can. Where it is the one that was asked itself, the port is
+/// not published (that is told otherwise): it stands for the guest's in a conversation.
+fn with_occupant(error: AskError, is_asked: impl FnOnce(&Occupant) -> bool) -> anyhow::Error {
+    let binding = match &error {
+        AskError::Problem(problem) if problem.code == Code::AddressInUse => problem.port,
         _ => None,
     };
-    match occupant {
-        Some(occupant) => anyhow::anyhow!("{error} (it is {occupant})"),
-        None => error.into(),
+    let Some((binding, occupant)) = binding.and_then(|binding| Some((binding, occupant::of(&binding)?)))
+    else {
+        return error.into();
+    };
+    if is_asked(&occupant) {
+        return anyhow::anyhow!(
+            "Bind for {} failed: a conversation of the guest has this port; it can be published when that is over, \
+             or at the start (-p)",
+            binding.place()
+        );
     }
+    anyhow::anyhow!("{error} (it is {occupant})")
+}
+
+/// Whether a process is the hythe that is asked.
+fn is_asked(path: &Path, process: &Occupant) -> bool {
+    let answer = ask(path, Method::GET, "/v1/status", None).ok();
+    let status = answer.and_then(|answer| serde_json::from_slice::<Status>(&answer).ok());
+    status.is_some_and(|status| status.pid == process.pid)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

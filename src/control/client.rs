@@ -31,6 +31,15 @@ pub enum AskError {
         /// Why.
         error: io::Error,
     },
+    /// The answer takes too long.
+    #[error(
+        "{path}: no answer came in {seconds} seconds; a change may still be made (hythe ports tells)",
+        path = .path.display(), seconds = PATIENCE.as_secs()
+    )]
+    Late {
+        /// The control socket.
+        path: PathBuf,
+    },
     /// Somebody else answers.
     #[error("{path}: user {uid} answers there, who is not to be believed", path = .path.display())]
     Stranger {
@@ -59,7 +68,7 @@ pub fn ask(path: &Path, method: Method, target: &str, body: Option<Vec<u8>>) -> 
     runtime.block_on(async {
         match tokio::time::timeout(PATIENCE, converse(path, method, target, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(nobody(io::ErrorKind::TimedOut.into())),
+            Err(_) => Err(AskError::Late { path: path.to_path_buf() }),
         }
     })
 }

@@ -16,7 +16,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
@@ -27,6 +29,10 @@ pub type Plate = Doorplate;
 
 /// Names in a directory that are looked at.
 const ENTRIES_MAX: usize = 4096;
+
+/// How often the directory's lock is tried, and how long apart: a second, and others have it for moments.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Nobody but the user, and nothing to execute: 0600.
 const MASK: u32 = 0o177;
@@ -164,13 +170,27 @@ fn listen_as(name: &str) -> Result<Listening, PlaceError> {
     }
     let opened = open_own(&directory)?;
     // One that has a name and does not listen yet looks deserted.
-    let _lock = Flock::lock(opened, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))?;
+    let _lock = lock(&directory, opened)?;
     for path in sockets_in(&directory) {
         if is_deserted(&path) {
             let _ = std::fs::remove_file(path);
         }
     }
     listen(&socket_of(&directory, name), name.to_string())
+}
+
+/// Takes a directory's lock, if it is free soon: whoever may read the directory can keep it for ever.
+fn lock(directory: &Path, mut opened: File) -> Result<Flock<File>, PlaceError> {
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EAGAIN)) => opened = back,
+            Err((_, error)) => return Err(unusable(directory, &error.into())),
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    let problem = "another program keeps it locked; end that one, or choose another place by --api PATH";
+    Err(PlaceError::Directory { directory: directory.to_path_buf(), problem: problem.into() })
 }
 
 fn listen_at(path: &Path, name: String) -> Result<Listening, PlaceError> {
@@ -276,6 +296,17 @@ mod tests {
             assert!(error.contains("others may write there"), "{mode:o}: {error}");
             fs::remove_dir(directory).unwrap();
         }
+    }
+
+    #[test]
+    fn a_directory_that_somebody_keeps_locked_is_given_up() {
+        let directory = directory("locked", 0o755);
+        let kept = Flock::lock(File::open(&directory).unwrap(), FlockArg::LockShared).unwrap();
+        let error = lock(&directory, open_own(&directory).unwrap()).err().unwrap().to_string();
+        assert!(error.contains("keeps it locked"), "{error}");
+        drop(kept);
+        drop(lock(&directory, open_own(&directory).unwrap()).unwrap());
+        fs::remove_dir(directory).unwrap();
     }
 
     #[test]

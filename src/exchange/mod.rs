@@ -109,6 +109,11 @@ impl<T> Mailbox<T> {
         self.queue.pop()
     }
 
+    /// How many things are in it.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -458,7 +458,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     fn take_mail(&mut self, now: Now) -> bool {
         // A bounded share of each pass: mail may come faster than it is read.
         const AT_ONCE: usize = 64;
-        for _ in 0..AT_ONCE {
+        // What is put back while it is read comes with the next pass.
+        for _ in 0..self.mail.len().min(AT_ONCE) {
             let Some(mail) = self.mail.take() else { return false };
             match mail {
                 ToWorker::FrameToGuest(frame) => self.frame_to_guest(&frame),
@@ -488,7 +489,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::Stop => self.stop(now),
             }
         }
-        true
+        !self.mail.is_empty()
     }
 
     fn take_deadlines(&mut self, now: Now) {

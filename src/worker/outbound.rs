@@ -296,7 +296,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         #[cfg(feature = "sim")]
         let owner = owner + u8::from(omits(Omission::FindOwner));
         let mut copy = OwnedFrame::with_capacity(len, offload);
-        copy.queue = Some(self.id);
+        copy.queue = match reference {
+            FrameRef::Link(_) => Some(self.id),
+            FrameRef::Adopted(index) => self.adopted.get(index as usize).and_then(|frame| frame.queue),
+        };
         let whole = Part { frame: reference, from: 0, len: len as u32, next: None };
         Self::pieces_of(&self.link, &self.adopted, &whole, &mut |piece| copy.append(&piece));
         let Some(mailbox) = self.workers.get(owner as usize) else { return Err(DropReason::NoFlow) };

@@ -178,7 +178,7 @@ fn a_start_that_fails_changes_nothing_of_the_namespace() {
     let path = guest.path().display().to_string();
     let ended = start(&site).options("-p 8000:80").to_the_end("attach", &["--netns", &path]);
     ended.assert_clean(FAILED);
-    assert!(ended.one_line().contains("8000/tcp"), "{}", ended.stderr);
+    assert!(ended.one_line().contains("0.0.0.0:8000"), "{}", ended.stderr);
     assert!(guest.command(&["ip", "link", "show", "lo"]).contains("state DOWN"));
 }
 

@@ -226,8 +226,8 @@ fn a_configuration_that_cannot_be_read_is_told_with_where_and_why() {
         with_options(&site, &format!("--config {}", file.display()), &["--config", "bad.toml", why]);
     }
     // What the file says is checked as what the command line says.
-    let file = directory.file("bad.toml", "publish = ['80']\n");
-    with_options(&site, &format!("--config {}", file.display()), &["--publish '80'", "like 8000:80"]);
+    let file = directory.file("bad.toml", "publish = ['80:x']\n");
+    with_options(&site, &format!("--config {}", file.display()), &["invalid containerPort: x"]);
 
     let file = directory.file("secret.toml", "mtu = 1500\n");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();

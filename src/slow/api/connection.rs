@@ -43,6 +43,8 @@ pub async fn serve(stream: UnixStream, router: Rc<Router>, caller: Publisher) {
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        // One that has said all may still listen. Whether it does shows when it is answered.
+        .half_close(true)
         .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(Patient::new(stream)), service);
     let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;

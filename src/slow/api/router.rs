@@ -16,7 +16,6 @@ use hyper::body::{Body, Bytes};
 use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
-use tokio::sync::Semaphore;
 
 use super::About;
 use super::connection::PATIENCE;
@@ -25,7 +24,7 @@ use super::problem::Refusal;
 use crate::control::shapes::{BODY_MAX, Code, Port, Publish, REMOVED_MAX, SPECS_MAX, Status};
 use crate::policy::publish::{self, PublishRequest};
 use crate::slow::ports::table::Publisher;
-use crate::slow::ports::{Published, Publishing, Removal};
+use crate::slow::ports::{Published, Publishing, Removal, Turn};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -33,13 +32,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub struct Router {
     publishing: Rc<Publishing>,
     about: About,
-    /// What many specifications mean takes memory: so many requests for changes are understood at a time, the others
-    /// wait.
-    changes: Semaphore,
 }
-
-/// Requests for changes that are worked on at a time.
-const CHANGES: usize = 2;
 
 /// What a path names.
 enum Resource {
@@ -75,7 +68,7 @@ type Answered = Result<Response<Answer>, Refusal>;
 impl Router {
     /// A router for the ports of one hythe.
     pub fn new(publishing: Rc<Publishing>, about: About) -> Self {
-        Self { publishing, about, changes: Semaphore::new(CHANGES) }
+        Self { publishing, about }
     }
 
     /// Answers a request of a caller.
@@ -107,12 +100,15 @@ impl Router {
             }
             (Resource::Ports, Method::POST) => self.publish(caller, request).await,
             (Resource::Ports, Method::DELETE) => {
-                let _turn = self.changes.acquire().await;
+                let turn = self.publishing.turn().await;
                 let meant = meant(request.uri().query().unwrap_or_default())?;
-                self.unpublish(caller, Removal::Meant(meant)).await
+                self.unpublish(caller, Removal::Meant(meant), turn).await
             }
             (Resource::Port(id), Method::GET) => self.port(caller, id),
-            (Resource::Port(id), Method::DELETE) => self.unpublish(caller, Removal::Numbered(id)).await,
+            (Resource::Port(id), Method::DELETE) => {
+                let turn = self.publishing.turn().await;
+                self.unpublish(caller, Removal::Numbered(id), turn).await
+            }
             (resource, _) => Err(Refusal::method(resource.methods())),
         }
     }
@@ -153,13 +149,13 @@ impl Router {
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
         }
         let bytes = body(request.into_body()).await?;
-        let _turn = self.changes.acquire().await;
+        let turn = self.publishing.turn().await;
         let Publish { publish: specs } = serde_json::from_slice(&bytes).map_err(|error| {
             let detail = format!("the body is not as expected, like {{\"publish\": [\"8000:80\"]}}: {error}");
             Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail)
         })?;
         let requests = understood(specs, SPECS_MAX)?.into_iter().map(|(_, request)| request).collect();
-        let published = self.publishing.publish(requests, caller).await?;
+        let published = self.publishing.publish(requests, caller, turn).await?;
         let location = match published[..] {
             [Published { id, .. }] => Some(format!("/v1/ports/{id}")),
             _ => None,
@@ -171,8 +167,8 @@ impl Router {
         Ok(response)
     }
 
-    async fn unpublish(&self, caller: Publisher, removal: Removal) -> Answered {
-        let removed = self.publishing.unpublish(removal, caller).await?;
+    async fn unpublish(&self, caller: Publisher, removal: Removal, turn: Turn) -> Answered {
+        let removed = self.publishing.unpublish(removal, caller, turn).await?;
         Ok(list(StatusCode::OK, List::of(removed)))
     }
 }

@@ -265,6 +265,9 @@ fn a_request_that_does_not_come_to_its_end_is_told_so() {
     assert_eq!(converse(b"", true), "");
     let whole = "GET /v1/status HTTP/1.1\r\nconnection: close\r\n\r\n";
     assert!(converse(whole.as_bytes(), false).contains("\"name\":\"test\""));
+    assert!(converse(whole.as_bytes(), true).contains("\"name\":\"test\""), "it has said all, and listens");
+    let removal = "DELETE /v1/ports/7 HTTP/1.1\r\n\r\n";
+    assert!(converse(removal.as_bytes(), true).starts_with("HTTP/1.1 404"), "a removal is answered too");
 }
 
 #[test]

@@ -23,8 +23,10 @@ pub(super) mod tests;
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{spawn_local, yield_now};
 
 use crate::exchange::Mailbox;
@@ -36,6 +38,13 @@ use table::{PortError, Publisher, Table};
 /// How often a mailbox is tried that is full, and a receipt looked for that is not back: a millisecond apart.
 const TRIES: u32 = 5000;
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// Changes that are understood, wait for the one before, or are made, at a time.
+const CHANGES: usize = 2;
+
+/// The right to one change. It belongs to the change and not to who has asked: that one may go, and the change is still
+/// there. Only a closed semaphore gives none, and this one is never closed.
+pub type Turn = Option<OwnedSemaphorePermit>;
 
 /// Publishes everything at once, before there is anybody to wait for.
 pub fn publish_at_start(
@@ -70,12 +79,20 @@ pub struct Publishing {
     table: RefCell<Table>,
     workers: Vec<Mailbox<ToWorker<OwnedFd>>>,
     changing: tokio::sync::Mutex<()>,
+    /// What many specifications mean takes memory: who wants a change waits for a turn before it is understood.
+    turns: Arc<Semaphore>,
 }
 
 impl Publishing {
     /// Goes on from the start's table.
     pub fn new(table: Table, workers: Vec<Mailbox<ToWorker<OwnedFd>>>) -> Self {
-        Self { table: RefCell::new(table), workers, changing: tokio::sync::Mutex::default() }
+        let turns = Arc::new(Semaphore::new(CHANGES));
+        Self { table: RefCell::new(table), workers, changing: tokio::sync::Mutex::default(), turns }
+    }
+
+    /// Waits for the right to one change.
+    pub async fn turn(&self) -> Turn {
+        self.turns.clone().acquire_owned().await.ok()
     }
 
     /// Looks at the table.
@@ -88,9 +105,11 @@ impl Publishing {
         self: &Rc<Self>,
         requests: Vec<PublishRequest>,
         publisher: Publisher,
+        turn: Turn,
     ) -> Result<Vec<Published>, PortError> {
         let publishing = self.clone();
         let change = spawn_local(async move {
+            let _turn = turn;
             let _alone = publishing.changing.lock().await;
             publishing.add(requests, publisher).await
         });
@@ -102,9 +121,11 @@ impl Publishing {
         self: &Rc<Self>,
         removal: Removal,
         publisher: Publisher,
+        turn: Turn,
     ) -> Result<Vec<Published>, PortError> {
         let publishing = self.clone();
         let change = spawn_local(async move {
+            let _turn = turn;
             let _alone = publishing.changing.lock().await;
             publishing.remove(&removal, publisher).await
         });
@@ -118,17 +139,28 @@ impl Publishing {
     ) -> Result<Vec<Published>, PortError> {
         let mut opening = Opening::begin(requests, publisher, &self.table.borrow())?;
         loop {
-            let more = opening.step(&mut self.table.borrow_mut())?;
-            if !more {
-                break;
+            let stepped = opening.step(&mut self.table.borrow_mut());
+            match stepped {
+                Ok(true) => yield_now().await,
+                Ok(false) => break,
+                Err(error) => {
+                    // Closing thousands of sockets takes a while, too.
+                    while opening.close_one() {
+                        yield_now().await;
+                    }
+                    return Err(error);
+                }
             }
-            yield_now().await;
         }
         let deliveries = opening.commit(&mut self.table.borrow_mut());
         let published: Vec<Published> =
             deliveries.iter().map(|one| Published { id: one.publication.id, binding: one.binding }).collect();
-        for delivery in deliveries {
+        let mut deliveries = deliveries.into_iter();
+        while let Some(delivery) = deliveries.next() {
             if self.deliver(delivery).await.is_err() {
+                while deliveries.next().is_some() {
+                    yield_now().await;
+                }
                 let ids = published.iter().map(|one| one.id).collect();
                 self.take_back(ids).await;
                 return Err(PortError::Busy);
@@ -191,7 +223,6 @@ impl Publishing {
         // Those that take no mail for seconds have ended, or will never.
         let mut silent = vec![false; self.workers.len()];
         for id in ids {
-            // Handles of its sockets are closed here.
             let Some(row) = self.table.borrow_mut().remove(id) else { continue };
             let port = row.binding.host_port;
             let excluded = self.look(|table| table.excludes(port));
@@ -203,6 +234,9 @@ impl Publishing {
                     *silent = self.mail(worker, ToWorker::Exclude { port, excluded }).await.is_err();
                 }
             }
+            // Handles of its sockets are closed here.
+            drop(row);
+            yield_now().await;
         }
         for _ in 0..TRIES {
             if receipt.is_back() {

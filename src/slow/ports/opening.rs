@@ -163,6 +163,11 @@ impl Opening {
         Ok(())
     }
 
+    /// Closes the sockets of one port. Returns whether there was one.
+    pub fn close_one(&mut self) -> bool {
+        self.opened.pop().is_some()
+    }
+
     /// Puts everything into the table.
     pub fn commit(self, table: &mut Table) -> Vec<Delivery> {
         let publisher = self.publisher;

@@ -260,7 +260,8 @@ impl Table {
 pub(super) fn bind_error(binding: Binding, error: io::Error) -> PortError {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => PortError::InUse { binding, occupant: None },
-        Some(libc::EACCES | libc::EPERM) => PortError::Privileged(binding),
+        // Ports above take none: something else forbids them, as a security module does.
+        Some(libc::EACCES | libc::EPERM) if binding.host_port < 1024 => PortError::Privileged(binding),
         Some(libc::EADDRNOTAVAIL) => PortError::NotHere(binding),
         _ => PortError::System { binding, error },
     }

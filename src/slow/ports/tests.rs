@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::task::LocalSet;
 
 use super::ephemeral::Ephemeral;
-use super::table::{PortError, Publisher, Table};
+use super::table::{PortError, Publisher, Table, bind_error};
 use super::{Published, Publishing, Removal, publish_at_start};
 use crate::exchange::mail::ToWorker;
 use crate::exchange::{Mailbox, Waker};
@@ -114,12 +114,12 @@ fn removal(specs: &[&str]) -> Removal {
 }
 
 async fn publish(publishing: &Rc<Publishing>, specs: &[&str]) -> Result<Vec<Binding>, PortError> {
-    let published = publishing.publish(requests(specs), Publisher::Host).await?;
+    let published = publishing.publish(requests(specs), Publisher::Host, publishing.turn().await).await?;
     Ok(published.into_iter().map(|Published { binding, .. }| binding).collect())
 }
 
 async fn unpublish(publishing: &Rc<Publishing>, specs: &[&str]) -> Result<usize, PortError> {
-    Ok(publishing.unpublish(removal(specs), Publisher::Host).await?.len())
+    Ok(publishing.unpublish(removal(specs), Publisher::Host, publishing.turn().await).await?.len())
 }
 
 fn listens(port: u16) -> [bool; 2] {
@@ -271,14 +271,45 @@ fn one_who_has_asked_and_goes_leaves_nothing_half_done() {
     let first = free_ports(20);
     let range = format!("{first}-{}:100-119", first + 19);
     let ((), held) = Bench::new(1000).run(async |publishing| {
-        let asked = publishing.publish(requests(&[&range]), Publisher::Host);
+        let turn = publishing.turn().await;
+        let asked = publishing.publish(requests(&[&range]), Publisher::Host, turn);
         // Long enough for some ports, and not for all: mailboxes are small.
         let gone = tokio::time::timeout(super::PAUSE, asked).await;
         assert!(gone.is_err());
-        let removed = publishing.unpublish(removal(&[&range]), Publisher::Host).await.unwrap();
-        assert_eq!(removed.len(), 40);
+        assert_eq!(unpublish(&publishing, &[&range]).await.unwrap(), 40);
     });
     assert!(held.iter().all(|worker| worker.sockets.is_empty()));
+}
+
+#[test]
+fn changes_whose_askers_have_gone_still_take_their_turns() {
+    let first = free_ports(20);
+    let range = format!("{first}-{}:100-119", first + 19);
+    Bench::new(1000).run(async |publishing| {
+        for _ in 0..super::CHANGES {
+            let turn = publishing.turn().await;
+            let asked = publishing.publish(requests(&[&range]), Publisher::Host, turn);
+            // Asked, and gone.
+            tokio::select! {
+                biased;
+                _ = asked => panic!("nobody has had the time to answer"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        assert_eq!(publishing.turns.available_permits(), 0);
+        drop(publishing.turn().await);
+    });
+}
+
+#[test]
+fn only_low_ports_are_said_to_take_a_right() {
+    let words = |host_port: u16| {
+        let address = Ipv4Addr::LOCALHOST.into();
+        let binding = Binding { address, host_port, guest_port: 80, protocol: PublishedProtocol::Tcp };
+        bind_error(binding, std::io::Error::from_raw_os_error(libc::EACCES)).to_string()
+    };
+    assert!(words(1023).contains("ports below 1024"), "{}", words(1023));
+    assert!(words(1024).starts_with("Bind for 127.0.0.1:1024 failed: Permission denied"), "{}", words(1024));
 }
 
 #[test]

@@ -292,7 +292,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.datagram_timers.shrink(self.datagram_flows.index_bound());
         let Some(mapping) = self.mappings.get_mut(flow.mapping) else { return };
         mapping.flows.remove(&mut self.datagram_flows, flow.neighbours);
-        mapping.peers.end(flow.peer);
+        mapping.peers.end(flow.peer, slot);
         #[cfg(feature = "sim")]
         if omits(Omission::CloseMapping) {
             return;

@@ -40,8 +40,8 @@ impl Peers {
         }
     }
 
-    /// A flow with a peer has ended.
-    pub fn end(&mut self, peer: Endpoint) {
+    /// The flow in this slot, with a peer, has ended.
+    pub fn end(&mut self, peer: Endpoint, slot: Slot) {
         match &mut self.one {
             Some((address, count)) if *address == peer.address => {
                 *count -= 1;
@@ -52,7 +52,10 @@ impl Peers {
             _ => self.others.iter_mut().for_each(|others| others.end(peer.address)),
         }
         if let Some(others) = &mut self.others {
-            others.translated.remove(&peer);
+            // The guest may speak with the same peer under its own address, too.
+            if others.translated.get(&peer) == Some(&slot) {
+                others.translated.remove(&peer);
+            }
             if others.addresses.is_empty() && others.translated.is_empty() {
                 self.others = None;
             }
@@ -99,19 +102,20 @@ mod tests {
     fn an_address_is_known_as_long_as_it_has_a_flow() {
         let mut peers = Peers::default();
         let (a, b) = (peer(1, 1), peer(2, 1));
+        let slot = Slot { index: 3, generation: 1 };
         peers.begin(a, None);
         assert!(peers.others.is_none(), "one peer takes no memory of its own");
         peers.begin(peer(1, 2), None);
         peers.begin(b, None);
-        peers.end(a);
+        peers.end(a, slot);
         assert!(peers.knows(a.address) && peers.knows(b.address));
-        peers.end(peer(1, 2));
+        peers.end(peer(1, 2), slot);
         assert!(!peers.knows(a.address) && peers.knows(b.address));
         // The place in the record is free, but who lies elsewhere stays there.
         peers.begin(peer(2, 2), None);
-        peers.end(b);
+        peers.end(b, slot);
         assert!(peers.knows(b.address));
-        peers.end(peer(2, 2));
+        peers.end(peer(2, 2), slot);
         assert!(!peers.knows(b.address) && peers.others.is_none());
     }
 
@@ -122,7 +126,11 @@ mod tests {
         peers.begin(peer(1, 1), Some(slot));
         assert_eq!(peers.translated(peer(1, 1)), Some(slot));
         assert_eq!(peers.translated(peer(1, 2)), None);
-        peers.end(peer(1, 1));
+        let beside = Slot { index: 4, generation: 1 };
+        peers.begin(peer(1, 1), None);
+        peers.end(peer(1, 1), beside);
+        assert_eq!(peers.translated(peer(1, 1)), Some(slot), "another flow with the same peer has ended");
+        peers.end(peer(1, 1), slot);
         assert!(peers.translated(peer(1, 1)).is_none() && peers.others.is_none());
     }
 }

@@ -7,19 +7,20 @@
 //! handed over.
 //!
 //! # How a move is made
-//! 1. The old worker takes the stream out of its slab, its timers and its engine, and mails it. Between passes nothing is
-//!    under way for it; one whose bytes wait in a buffer stays, until they are gone.
-//! 2. Then it writes into the flow table that the new worker has the stream, *on its way* ([`Handle::on_its_way_to`]). Frames
+//! 1. The old worker takes the stream out of its slab, its timers and its engine. Between passes nothing is under way for
+//!    it; one whose bytes wait in a buffer stays, until they are gone.
+//! 2. It writes into the flow table that the new worker has the stream, *on its way* ([`Handle::on_its_way_to`]). Frames
 //!    find the new owner from then on, those that were handed over to the old worker before, too.
-//! 3. The new worker takes the stream in and writes where it lies. It does that when it reads its mail, or when a frame finds
-//!    the stream on its way: whoever sees the table's word finds the mail, which was put before.
+//! 3. Then it mails the stream. So the next word in the table is the new worker's, who writes where the stream lies when it
+//!    takes it out of its mail. A frame that is there first waits for the stream in the worker's mail.
 //!
-//! A worker that has no room sends the stream back, once. When there is none any more either, it ends with a reset.
+//! A worker that has no room sends the stream back, once. When there is none any more either, it ends with a reset. A
+//! stream that is in the mail when hythe ends, or the guest goes, is closed and not reset.
 
 use crate::exchange::Mailbox;
 use crate::flow::key::FlowKey;
 use crate::flow::slab::Slot;
-use crate::flow::table::{Handle, HashedKey, Position};
+use crate::flow::table::{Handle, Position};
 use crate::frame::drop_reason::DropReason;
 use crate::host::engine::{Engine, Interest, Token};
 use crate::host::{HostSocket, Sockets};
@@ -66,15 +67,20 @@ pub struct Strays {
 const RUN: u8 = 8;
 
 impl Strays {
-    /// Takes in that worker `own` had a segment by way of `by`. Returns whether the stream belongs there.
+    /// Takes in that worker `own` had a segment by way of `by`. Returns whether a run is complete: the stream belongs there.
     fn saw(&mut self, own: u8, by: u8) -> bool {
-        if by != self.by {
+        if by != self.by || by == own {
             (self.by, self.count) = (by, 0);
         }
-        if by != own {
-            self.count = self.count.saturating_add(1);
+        if by == own {
+            return false;
         }
-        self.count >= RUN << self.moves.min(4)
+        self.count += 1;
+        if self.count < RUN << self.moves.min(4) {
+            return false;
+        }
+        self.count = 0;
+        true
     }
 
     /// The stream has moved.
@@ -84,16 +90,6 @@ impl Strays {
 }
 
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
-    /// Who has the flow with this key. A stream that is on its way here is taken in.
-    pub(super) fn find_stream(&mut self, key: &HashedKey, now: Now) -> Option<Handle> {
-        let handle = self.flows.find(key)?;
-        if handle != Handle::on_its_way_to(self.id) {
-            return Some(handle);
-        }
-        self.take_moved(now);
-        self.flows.find(key)
-    }
-
     /// A segment of the stream came in this frame: on whose queue is remembered.
     pub(super) fn note_queue(&mut self, slot: Slot, frame: FrameRef) {
         let by = match frame {
@@ -110,14 +106,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Sends away the streams that belong elsewhere. Between passes.
     pub(in crate::worker) fn move_strayed(&mut self, now: Now) {
-        if self.strayed.is_empty() {
-            return;
-        }
-        // What the streams have said so far comes before what they say elsewhere.
-        self.publish_now();
         let mut strayed = std::mem::take(&mut self.strayed);
+        strayed.retain(|slot| self.is_movable(*slot));
+        if !strayed.is_empty() {
+            // What the streams have said so far comes before what they say elsewhere.
+            self.publish_now();
+        }
         for slot in strayed.drain(..) {
-            // A guest that goes ends its streams worker by worker: none may slip from one that has yet to to one that has.
             if !self.link.has_unpublished() && !self.link.has_news() {
                 self.send_away(slot, now);
             }
@@ -125,22 +120,25 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.strayed = strayed;
     }
 
-    fn send_away(&mut self, slot: Slot, now: Now) {
-        let movable = |stream: &Stream<S::Socket>| {
-            let host = stream.host.as_ref();
-            host.is_some_and(|host| host.kind == HostKind::Tcp && !host.failed)
-                && !matches!(stream.origin, Origin::Outbound { connecting: true, .. })
-                && stream.relay.state() == State::Open
-                && stream.next_host.is_none()
-                && stream.buffer.is_none()
-                && stream.touched.is_none()
-        };
-        let Some(stream) = self.streams.get(slot).filter(|stream| movable(stream)) else { return };
-        let to = stream.strays.by;
+    /// Whether the stream may go where its segments come by.
+    fn is_movable(&self, slot: Slot) -> bool {
+        let Some(stream) = self.streams.get(slot) else { return false };
+        let host = stream.host.as_ref();
         // What a queue that is off has said goes by way of its stand-in, where nothing may overtake it.
-        if self.link.stand_in().is_some_and(|stand_in| stand_in != to) {
-            return;
-        }
+        let in_order = self.link.stand_in().is_none_or(|stand_in| stand_in == stream.strays.by);
+        in_order
+            && host.is_some_and(|host| host.kind == HostKind::Tcp && !host.failed)
+            && !matches!(stream.origin, Origin::Outbound { connecting: true, .. })
+            && stream.relay.state() == State::Open
+            && stream.position.is_some()
+            && stream.next_host.is_none()
+            && stream.buffer.is_none()
+            && stream.touched.is_none()
+    }
+
+    fn send_away(&mut self, slot: Slot, now: Now) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        let to = stream.strays.by;
         let Some(moves) = self.moves.get(to as usize).cloned() else { return };
         let Some(Stream {
             key, position: Some(position), relay, host: Some(host), origin, mut strays, ..
@@ -153,11 +151,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.admission.close_socket();
         strays.moved();
         let moved = Moved { key, position, relay, host, origin, strays, from: Some(self.id) };
+        self.flows.reassign(position, Handle::on_its_way_to(to));
         match moves.put(Box::new(moved)) {
-            Ok(()) => {
-                self.counters.add(Metric::StreamsMoved, 1);
-                self.flows.reassign(position, Handle::on_its_way_to(to));
-            }
+            Ok(()) => self.counters.add(Metric::StreamsMoved, 1),
             Err(moved) => self.take_in(*moved, now),
         }
     }
@@ -207,13 +203,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let position = moved.position;
         let home = moved.from.take().and_then(|from| Some((from, self.moves.get(from as usize)?)));
         let mut refused = match home {
-            Some((from, moves)) => match moves.put(Box::new(moved)) {
-                Ok(()) => {
-                    self.flows.reassign(position, Handle::on_its_way_to(from));
-                    return;
+            Some((from, moves)) => {
+                self.flows.reassign(position, Handle::on_its_way_to(from));
+                match moves.put(Box::new(moved)) {
+                    Ok(()) => return,
+                    Err(moved) => *moved,
                 }
-                Err(moved) => *moved,
-            },
+            }
             None => moved,
         };
         self.flows.remove(position);
