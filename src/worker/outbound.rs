@@ -289,6 +289,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.slow.put(mail).map_err(|_| DropReason::SlowPathFull)
     }
 
+    /// The worker on whose queue a frame came, if it came on one.
+    pub(super) fn queue_of(&self, reference: FrameRef) -> Option<u8> {
+        match reference {
+            FrameRef::Link(_) => Some(self.id),
+            FrameRef::Adopted(index) => self.adopted.get(index as usize)?.queue,
+        }
+    }
+
     /// Copies a frame to the worker that owns its flow.
     pub(super) fn hand_over(&mut self, reference: FrameRef, owner: u8) -> Result<(), DropReason> {
         let Some(frame) = self.frame(reference) else { return Ok(()) };
@@ -296,10 +304,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         #[cfg(feature = "sim")]
         let owner = owner + u8::from(omits(Omission::FindOwner));
         let mut copy = OwnedFrame::with_capacity(len, offload);
-        copy.queue = match reference {
-            FrameRef::Link(_) => Some(self.id),
-            FrameRef::Adopted(index) => self.adopted.get(index as usize).and_then(|frame| frame.queue),
-        };
+        copy.queue = self.queue_of(reference);
         let whole = Part { frame: reference, from: 0, len: len as u32, next: None };
         Self::pieces_of(&self.link, &self.adopted, &whole, &mut |piece| copy.append(&piece));
         let Some(mailbox) = self.workers.get(owner as usize) else { return Err(DropReason::NoFlow) };

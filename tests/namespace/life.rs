@@ -1,13 +1,13 @@
 //! From start to end: engines, signals, exit statuses, what is left, and who may run it.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::rig::bytes::{accept, echo, expect_echo, expect_reset, transfer};
+use crate::rig::bytes::{accept, echo, expect_echo, expect_reset, read, transfer};
 use crate::rig::cell::{ANY, Cell, Engine, on_every_cell};
 use crate::rig::directory::Directory;
 use crate::rig::dns_server::DnsServer;
@@ -97,11 +97,9 @@ on_every_cell! {
 }
 
 /// The connection is over, in whatever way.
-fn expect_over(mut stream: &TcpStream) {
-    match stream.read(&mut [0]) {
+fn expect_over(stream: &TcpStream) {
+    match read(stream, &mut [0]) {
         Ok(len) => assert_eq!(len, 0, "bytes where the end was expected"),
-        // A read with a time limit is not gone on with after a signal, as that of a child's end.
-        Err(error) if error.kind() == ErrorKind::Interrupted => expect_over(stream),
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
     }
 }

@@ -29,7 +29,7 @@ pub fn transfer(from: &TcpStream, to: &TcpStream, seed: u64, len: u64) {
 }
 
 /// One read. A machine that was stopped and goes on interrupts calls that have a time limit (signal(7)).
-fn read(mut stream: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
+pub fn read(mut stream: &TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(bytes) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -92,11 +92,7 @@ impl Strays {
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// A segment of the stream came in this frame: on whose queue is remembered.
     pub(super) fn note_queue(&mut self, slot: Slot, frame: FrameRef) {
-        let by = match frame {
-            FrameRef::Link(_) => Some(self.id),
-            FrameRef::Adopted(index) => self.adopted.get(index as usize).and_then(|frame| frame.queue),
-        };
-        if let Some(by) = by
+        if let Some(by) = self.queue_of(frame)
             && let Some(stream) = self.streams.get_mut(slot)
             && stream.strays.saw(self.id, by)
         {
@@ -127,6 +123,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         // What a queue that is off has said goes by way of its stand-in, where nothing may overtake it.
         let in_order = self.link.stand_in().is_none_or(|stand_in| stand_in == stream.strays.by);
         in_order
+            && stream.strays.by != self.id
             && host.is_some_and(|host| host.kind == HostKind::Tcp && !host.failed)
             && !matches!(stream.origin, Origin::Outbound { connecting: true, .. })
             && stream.relay.state() == State::Open
