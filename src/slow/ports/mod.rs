@@ -107,13 +107,7 @@ impl Publishing {
         publisher: Publisher,
         turn: Turn,
     ) -> Result<Vec<Published>, PortError> {
-        let publishing = self.clone();
-        let change = spawn_local(async move {
-            let _turn = turn;
-            let _alone = publishing.changing.lock().await;
-            publishing.add(requests, publisher).await
-        });
-        change.await.unwrap_or(Err(PortError::Busy))
+        self.change(turn, async move |publishing| publishing.add(requests, publisher).await).await
     }
 
     /// Unpublishes all of these, or none. Their ports are free when it is done.
@@ -123,13 +117,22 @@ impl Publishing {
         publisher: Publisher,
         turn: Turn,
     ) -> Result<Vec<Published>, PortError> {
+        self.change(turn, async move |publishing| publishing.remove(&removal, publisher).await).await
+    }
+
+    /// Makes a change when those before it are made, whatever becomes of who has asked.
+    async fn change(
+        self: &Rc<Self>,
+        turn: Turn,
+        change: impl AsyncFnOnce(&Self) -> Result<Vec<Published>, PortError> + 'static,
+    ) -> Result<Vec<Published>, PortError> {
         let publishing = self.clone();
-        let change = spawn_local(async move {
+        let made = spawn_local(async move {
             let _turn = turn;
             let _alone = publishing.changing.lock().await;
-            publishing.remove(&removal, publisher).await
+            change(&publishing).await
         });
-        change.await.unwrap_or(Err(PortError::Busy))
+        made.await.unwrap_or(Err(PortError::Busy))
     }
 
     async fn add(
