@@ -373,11 +373,13 @@ fn under_load<T: Send>(
     guest_port: u16,
     task: impl FnOnce() -> T + Send,
 ) -> T {
-    let (stop, exchanges) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, served, exchanges) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let listener = guest.listen(Family::V4.any(), guest_port);
     socket2::SockRef::from(&listener).set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| serve_echo(&listener, &stop));
+        // The server outlasts its clients: a connection that one of them has just made is still to be accepted.
+        let ended = Stopper(&served);
+        let server = scope.spawn(|| serve_echo(&listener, &served));
         let clients: Vec<_> = [(&site.far, Family::V4.host()), (&site.host, Family::V4.loopback())]
             .into_iter()
             .map(|(client, to)| {
@@ -393,6 +395,7 @@ fn under_load<T: Send>(
         for client in clients {
             client.join().expect("the load lost nothing");
         }
+        drop(ended);
         server.join().unwrap();
         assert!(exchanges.load(Ordering::Relaxed) > 100, "there was no load");
         done
