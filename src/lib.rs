@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod exchange;
 pub mod flow;
+pub mod fork;
 pub mod frame;
 pub mod host;
 pub mod io;

@@ -7,7 +7,6 @@
 //! hythe gives up its rights before it sees the first frame. What `docker run -p 80:80` in a guest asks for comes later. The
 //! broker is forked while the rights are there, before any thread; it keeps `CAP_NET_BIND_SERVICE` and one descriptor, makes the
 //! system calls of a bind and no others, and sees nothing of the guest's but a port's number. It ends when hythe does.
-#![allow(unsafe_code)]
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -19,9 +18,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork, getppid};
+use nix::unistd::{Pid, getppid};
 
 use crate::channel::{Channel, Message};
+use crate::fork::{Child, fork_child};
 use crate::host::listen;
 use crate::policy::publish::PublishedProtocol;
 
@@ -107,21 +107,15 @@ impl PortBroker {
     pub fn start(limit: impl FnOnce() -> io::Result<()>) -> io::Result<(Self, Process)> {
         let (ours, theirs) = Channel::pair()?;
         let parent = Pid::this();
-        // SAFETY: no other thread exists, so the child may do as it likes.
-        match unsafe { fork() }? {
-            ForkResult::Child => {
-                let lived = prepare(&theirs, parent).and_then(|()| limit()).and_then(|()| serve(&theirs));
-                // No destructors of the parent's things, no flushing of its buffers.
-                // SAFETY: ends the process.
-                unsafe { libc::_exit(i32::from(lived.is_err())) }
-            }
-            ForkResult::Parent { child } => {
-                let process = Process(child);
-                let (seconds, micros) = (PATIENCE.as_secs() as i64, i64::from(PATIENCE.subsec_micros()));
-                setsockopt(&ours.as_fd(), sockopt::ReceiveTimeout, &TimeVal::new(seconds, micros))?;
-                Ok((Self(ours), process))
-            }
-        }
+        let live = |child: &Child| {
+            let prepared = child.close_all_but(theirs.as_fd()).and_then(|()| prepare(parent));
+            let lived = prepared.and_then(|()| limit()).and_then(|()| serve(&theirs));
+            u8::from(lived.is_err())
+        };
+        let process = Process(fork_child(live)?);
+        let patience = TimeVal::new(PATIENCE.as_secs() as i64, i64::from(PATIENCE.subsec_micros()));
+        setsockopt(&ours.as_fd(), sockopt::ReceiveTimeout, &patience)?;
+        Ok((Self(ours), process))
     }
 
     /// Binds the sockets of a published port, as [`listen::bind`] does.
@@ -145,22 +139,13 @@ impl PortBroker {
     }
 }
 
-/// Leaves the child with its end of the channel alone.
-fn prepare(channel: &Channel, parent: Pid) -> io::Result<()> {
+/// Has the child live as long as its parent.
+fn prepare(parent: Pid) -> io::Result<()> {
     // Signals of the terminal reach the whole process group; this ends when hythe does, and not before.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     nix::sys::prctl::set_name(c"hythe-ports")?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != parent {
-        return Err(Errno::ESRCH.into());
-    }
-    let own = channel.as_fd().as_raw_fd() as u32;
-    // SAFETY: what is closed belongs to the parent; nothing here uses these copies.
-    let closed = unsafe {
-        (own == 0 || libc::syscall(libc::SYS_close_range, 0, own - 1, 0) == 0)
-            && libc::syscall(libc::SYS_close_range, own + 1, u32::MAX, 0) == 0
-    };
-    if closed { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
 fn serve(channel: &Channel) -> io::Result<()> {
@@ -211,7 +196,9 @@ mod tests {
         drop(taken);
         let sockets = broker.bind(at, PublishedProtocol::Tcp, 2).unwrap();
         assert_eq!(sockets.len(), 2);
-        sockets.iter().for_each(|socket| listen::listen(socket.as_raw_fd()).unwrap());
+        for socket in &sockets {
+            listen::listen(socket.as_raw_fd()).unwrap();
+        }
         TcpStream::connect(at).unwrap();
         drop(broker);
         served.join().unwrap().unwrap();

@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("random", &[]),
     ("time", &[]),
     ("channel", &[]),
+    ("fork", &[]),
     ("frame", &[]),
     ("flow", &["frame", "time"]),
     ("relay", &["frame", "time"]),
@@ -22,12 +23,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("observe", &["exchange", "frame", "time"]),
     ("host", &["frame", "flow", "io", "policy"]),
     ("worker", &["exchange", "flow", "frame", "host", "io", "link", "observe", "policy", "relay", "time"]),
-    ("port_broker", &["channel", "host", "policy"]),
+    ("port_broker", &["channel", "fork", "host", "policy"]),
     ("netlink", &["frame"]),
     ("monitor", &["frame", "link"]),
     ("control", &["monitor", "policy"]),
     ("config", &["control", "frame", "host", "netlink", "policy"]),
-    ("namespace", &["channel", "config", "frame", "host", "link", "netlink"]),
+    ("namespace", &["channel", "config", "fork", "frame", "host", "link", "netlink"]),
     (
         "slow",
         &[

@@ -1,7 +1,6 @@
 //! The process inside the guest's namespace.
 //!
 //! One thread, no data plane. It makes or enters the namespace, sets it up, runs the command and hands out sockets.
-#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,33 +10,25 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpgid, getpgrp};
+use nix::unistd::{Pid, getpgid, getpgrp};
 
 use super::resolver::Cover;
 use super::words::{FromHelper, ToHelper};
 use super::{Plan, Target, command, configure, enter};
 use crate::channel::Channel;
+use crate::fork::fork_child;
 use crate::host::tcp;
 use crate::link::tap;
 
 /// Forks the helper with its ends of the channel and of the broker's channel; `ours` are hythe's ends, which the
 /// helper closes.
 pub fn start(plan: &Plan, theirs: [Channel; 2], ours: [BorrowedFd<'_>; 2]) -> io::Result<Pid> {
-    // SAFETY: no other thread exists yet (the node starts its threads later), so the child may do as it likes.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            // SAFETY: the parent's ends belong to the parent; these copies would keep the channels open for ever.
-            for end in ours {
-                unsafe { libc::close(end.as_raw_fd()) };
-            }
-            let [channel, broker] = theirs;
-            let status = Helper { channel, broker, plan, command: None, resolver: None }.live();
-            // No destructors of the parent's things, no flushing of its buffers.
-            // SAFETY: ends the process.
-            unsafe { libc::_exit(i32::from(status)) }
-        }
-    }
+    fork_child(|child| {
+        // Copies of the parent's ends would keep the channels open for ever.
+        child.close(&ours);
+        let [channel, broker] = theirs;
+        Helper { channel, broker, plan, command: None, resolver: None }.live()
+    })
 }
 
 struct Helper<'p> {
@@ -78,8 +69,8 @@ impl Helper<'_> {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
             .map_err(|e| format!("signal mask: {e}"))?;
         // What the command leaves behind becomes a child of this process, so that it can be found.
-        // SAFETY: no memory is passed.
-        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+        // A kernel that cannot (before 3.4) runs no hythe.
+        let _ = nix::sys::prctl::set_child_subreaper(true);
         // Nothing is changed before hythe has everything else.
         if !matches!(self.channel.receive(), Ok(Some((ToHelper::SetUp, _)))) {
             return Err("hythe has given up".into());

@@ -4,6 +4,7 @@ mod provisions;
 
 pub use provisions::Provisions;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use crate::host::kernel::KernelSockets;
 use crate::io::{discard, return_what_is_freed};
 use crate::link::Link;
 use crate::monitor::Wake;
+use crate::netlink::AddressWatch;
 use crate::observe::counters::{self, Counters};
 use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
@@ -171,12 +173,7 @@ impl Node {
         }
 
         let sandboxed = config.sandbox;
-        let recorder = provisions
-            .capture
-            .take()
-            .map(|file| Recorder::start(file, move || limit(sandboxed, sandbox::Thread::Recorder)))
-            .transpose()
-            .map_err(system("cannot start a thread"))?;
+        let recorder = start_recorder(provisions.capture.take(), sandboxed)?;
         let mut inherited = deal(std::mem::take(&mut provisions.deliveries), count);
 
         let mut workers = Vec::new();
@@ -212,7 +209,6 @@ impl Node {
         }
         let api = api_settings(&provisions, config, count);
         let (door, plate) = open_door(&mut provisions);
-        let port_broker = provisions.port_broker.take();
         let slow_parts = slow::Parts {
             mail: slow_mail,
             waker: slow_waker,
@@ -231,14 +227,7 @@ impl Node {
             broker,
             counters: counters[count].clone(),
         };
-        let slow_ended = ended.clone();
-        let slow = std::thread::Builder::new()
-            .name("slow".into())
-            .spawn(move || {
-                slow::run(slow_parts, provisions.address_watch, || limit(sandboxed, sandbox::Thread::Slow));
-                slow_ended.signal();
-            })
-            .map_err(system("cannot start a thread"))?;
+        let slow = start_slow(slow_parts, provisions.address_watch, ended.clone(), sandboxed)?;
         if let Some(service) = service {
             start_service(service, wakers, ended.clone(), sandboxed)?;
         }
@@ -253,7 +242,7 @@ impl Node {
             counters,
             ended,
             plate,
-            port_broker,
+            port_broker: provisions.port_broker,
         })
     }
 
@@ -347,6 +336,26 @@ fn deal(deliveries: Vec<Delivery>, workers: usize) -> Vec<Vec<(Publication, Owne
         }
     }
     dealt
+}
+
+/// Starts the thread that writes frames to a file, if there is one.
+fn start_recorder(file: Option<File>, sandboxed: bool) -> Result<Option<Recorder>, NodeError> {
+    let start = |file| Recorder::start(file, move || limit(sandboxed, sandbox::Thread::Recorder));
+    file.map(start).transpose().map_err(system("cannot start a thread"))
+}
+
+/// Starts the slow path's thread.
+fn start_slow(
+    parts: slow::Parts,
+    address_watch: AddressWatch,
+    ended: Arc<Waker>,
+    sandboxed: bool,
+) -> Result<JoinHandle<()>, NodeError> {
+    let run = move || {
+        slow::run(parts, address_watch, || limit(sandboxed, sandbox::Thread::Slow));
+        ended.signal();
+    };
+    std::thread::Builder::new().name("slow".into()).spawn(run).map_err(system("cannot start a thread"))
 }
 
 /// Starts the thread of a link's own. Nobody waits for its end: it waits for front-ends, which may never come.

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Caller;
 use super::list::Answer;
@@ -30,6 +30,9 @@ use crate::control::shapes::Code;
 
 /// How long a request may take to come, and its answer to be read, each without a sign of life.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long what a caller still says is heard after the last word to it.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The longest head of a request, in bytes.
 const HEAD_MAX: usize = 64 << 10;
@@ -58,15 +61,35 @@ pub async fn serve(stream: Rc<UnixStream>, router: Rc<Router>, caller: Caller) {
         let words = plain(&Refusal::new(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, detail));
         let _ = stream.write_all(&words).await;
     }
-    let _ = stream.shutdown().await;
+    leave(&stream.stream).await;
 }
 
-/// Tells a caller for whom there is no seat.
-pub fn send_away(stream: &UnixStream) {
+/// Tells a caller that there is no seat.
+pub async fn send_away(stream: &UnixStream) {
     let detail = "too many callers at a time; try again";
-    // What does not fit into a new connection's buffer is not sent.
     let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Code::Exhausted, detail);
-    let _ = stream.try_write(&plain(&refusal));
+    // A new connection's buffer has room, which is to be waited for only because nobody has looked yet.
+    if timeout(FAREWELL, stream.writable()).await.is_ok() {
+        let _ = stream.try_write(&plain(&refusal));
+        leave(stream).await;
+    }
+}
+
+/// Ends a stream so that its peer hears what was said last. Closing it while there is something to read would break it off (RFC 9112,
+/// 9.6): what still comes is read and forgotten, for a while.
+async fn leave(stream: &UnixStream) {
+    let _ = SockRef::from(stream).shutdown(Shutdown::Write);
+    let forget = async {
+        let mut bytes = [0; 4096];
+        while stream.readable().await.is_ok() {
+            match stream.try_read(&mut bytes) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+    };
+    let _ = timeout(FAREWELL, forget).await;
 }
 
 /// A whole answer, for where hyper writes none.

@@ -54,6 +54,9 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_shutdown,
 ];
 
+/// Callers that are sent away with a word at a time.
+const WAY_OUT: usize = 64;
+
 /// How long no client is taken when there is no descriptor for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -109,6 +112,8 @@ pub struct Api {
     router: Rc<Router>,
     seats: Arc<Semaphore>,
     guest_seats: Arc<Semaphore>,
+    /// For those who are sent away.
+    way_out: Arc<Semaphore>,
 }
 
 impl Api {
@@ -119,6 +124,7 @@ impl Api {
             router: Rc::new(Router::new(publishing, about, guest)),
             seats: Arc::new(Semaphore::new(connections)),
             guest_seats: Arc::new(Semaphore::new(guest_connections)),
+            way_out: Arc::new(Semaphore::new(WAY_OUT)),
         }
     }
 
@@ -156,12 +162,21 @@ impl Api {
         address: Option<IpAddr>,
     ) {
         let stream = Rc::new(stream);
-        let Ok(seat) = seats.clone().try_acquire_owned() else { return connection::send_away(&stream) };
+        let Ok(seat) = seats.clone().try_acquire_owned() else { return self.send_away(stream) };
         let caller = Caller { publisher, address, presence: Presence::of(stream.clone()) };
         let router = self.router.clone();
         spawn_local(async move {
             connection::serve(stream, router, caller).await;
             drop(seat);
+        });
+    }
+
+    /// Tells a caller that there is no seat, unless very many are being told so.
+    fn send_away(&self, stream: Rc<UnixStream>) {
+        let Ok(way_out) = self.way_out.clone().try_acquire_owned() else { return };
+        spawn_local(async move {
+            connection::send_away(&stream).await;
+            drop(way_out);
         });
     }
 }

@@ -543,10 +543,10 @@ fn a_holder_that_has_vanished_is_found_out_by_writing_to_it() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let (_let_go, _) = tokio::sync::mpsc::unbounded_channel::<Vec<u32>>();
+        let (let_go, _) = tokio::sync::mpsc::unbounded_channel::<Vec<u32>>();
         let (one, _other) = UnixStream::pair().unwrap();
         let (told, removed) = tokio::sync::oneshot::channel();
-        let held = crate::slow::ports::held::Held::new(vec![1], vec![removed], _let_go);
+        let held = crate::slow::ports::held::Held::new(vec![1], vec![removed], let_go);
         let mut lasting =
             super::held::Lasting::new(Bytes::from_static(b"x"), held, Presence::of(Rc::new(one)));
         let mut next = async || std::future::poll_fn(|cx| lasting.poll_piece(cx)).await;

@@ -177,11 +177,13 @@ impl Table {
     }
 
     /// Lets the guest publish, within bounds.
+    #[must_use]
     pub fn with_guest_bounds(self, bounds: GuestBounds) -> Self {
         Self { guest_bounds: Some(bounds), ..self }
     }
 
     /// Has somebody who may still do it bind privileged ports.
+    #[must_use]
     pub fn with_broker(self, broker: PortBroker) -> Self {
         Self { broker: Some(broker), ..self }
     }
