@@ -364,8 +364,8 @@ pub struct Config {
     pub verbose: u8,
     /// How to say it.
     pub log_format: LogFormat,
-    /// Whether the host has a default route of IPv6.
-    pub host_has_ipv6: bool,
+    /// Whether the host has a default route, for IPv4 and IPv6.
+    pub host_has_default: [bool; 2],
     /// What the user should know about how the options were completed.
     pub notes: Vec<String>,
 }
@@ -457,7 +457,7 @@ impl Config {
             sandbox: !options.no_sandbox,
             verbose: options.verbose,
             log_format: options.log_format.unwrap_or_default(),
-            host_has_ipv6: host.has_default[1],
+            host_has_default: host.has_default,
             notes,
         })
     }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::publish::Binding;
@@ -61,6 +62,47 @@ pub struct Status {
     pub gateway: Vec<IpAddr>,
     /// How many ports are published, each address for itself.
     pub ports: usize,
+}
+
+/// What has changed around hythe. Several changes that come at once are told as one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The host's own addresses.
+    Addresses {
+        /// Which came.
+        added: Vec<IpAddr>,
+        /// Which went. Connections from them are reset, unless they come back at once.
+        removed: Vec<IpAddr>,
+    },
+    /// Links of the host, and routes and rules, so many of each.
+    Network {
+        /// Links.
+        links: u32,
+        /// Routes.
+        routes: u32,
+        /// Rules.
+        rules: u32,
+    },
+    /// Whether the host has default routes.
+    DefaultRoutes {
+        /// For IPv4.
+        ipv4: bool,
+        /// For IPv6.
+        ipv6: bool,
+    },
+    /// A route of the host is in the way of the guest's subnet: the guest does not reach that network.
+    Overlap {
+        /// Where the route leads.
+        route: IpNet,
+        /// The guest's subnet.
+        subnet: IpNet,
+    },
+    /// The listener was too slow for so many events.
+    Missed {
+        /// How many.
+        count: u64,
+    },
 }
 
 /// Why something was not done: problem details (RFC 9457). The type is `about:blank`, so that the title is the status's.

@@ -148,6 +148,8 @@ pub enum ToWorker<S> {
     },
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
+    /// The host has these addresses no more: what came from them is over.
+    AddressesGone(Arc<[Address]>),
     /// Somebody wants to know the latencies that were recorded so far, in nanoseconds: from a frame to a socket, and back.
     TellLatencies(Sender<[Histogram<u64>; 2]>),
     /// Reset everything and end.

@@ -81,7 +81,7 @@ impl Plan {
         for resolver in &gateways {
             let _ = writeln!(resolv_conf, "nameserver {resolver}");
         }
-        gateways.retain(|gateway| gateway.is_ipv4() || config.host_has_ipv6);
+        gateways.retain(|gateway| gateway.is_ipv4() || config.host_has_default[1]);
         if !search.is_empty() {
             let _ = writeln!(resolv_conf, "search {}", search.join(" "));
         }

@@ -30,7 +30,7 @@ use crate::host::kernel::KernelSockets;
 use crate::io::{discard, return_what_is_freed};
 use crate::link::Link;
 use crate::monitor::Wake;
-use crate::netlink::AddressWatch;
+use crate::netlink::NetworkWatch;
 use crate::observe::counters::{self, Counters};
 use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
@@ -220,14 +220,14 @@ impl Node {
             hostname: config.hostname.clone(),
             dns: config.dns.clone(),
             search,
-            host_has_ipv6: config.host_has_ipv6,
+            host_has_default: config.host_has_default,
             ports: provisions.ports,
             api,
             door,
             broker,
             counters: counters[count].clone(),
         };
-        let slow = start_slow(slow_parts, provisions.address_watch, ended.clone(), sandboxed)?;
+        let slow = start_slow(slow_parts, provisions.network_watch, ended.clone(), sandboxed)?;
         if let Some(service) = service {
             start_service(service, wakers, ended.clone(), sandboxed)?;
         }
@@ -347,12 +347,12 @@ fn start_recorder(file: Option<File>, sandboxed: bool) -> Result<Option<Recorder
 /// Starts the slow path's thread.
 fn start_slow(
     parts: slow::Parts,
-    address_watch: AddressWatch,
+    network_watch: NetworkWatch,
     ended: Arc<Waker>,
     sandboxed: bool,
 ) -> Result<JoinHandle<()>, NodeError> {
     let run = move || {
-        slow::run(parts, address_watch, || limit(sandboxed, sandbox::Thread::Slow));
+        slow::run(parts, network_watch, || limit(sandboxed, sandbox::Thread::Slow));
         ended.signal();
     };
     std::thread::Builder::new().name("slow".into()).spawn(run).map_err(system("cannot start a thread"))

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::control::place::{Listening, PlaceError};
 use crate::host::engine::EngineKind;
 use crate::host::{datagram, occupant};
-use crate::netlink::AddressWatch;
+use crate::netlink::NetworkWatch;
 use crate::policy::guest_api::GuestApi;
 use crate::port_broker::{self, PortBroker};
 use crate::sandbox;
@@ -50,7 +50,7 @@ pub struct Provisions {
     raw: [Vec<OwnedFd>; 2],
     pub(super) capture: Option<File>,
     descriptors: u64,
-    pub(super) address_watch: AddressWatch,
+    pub(super) network_watch: NetworkWatch,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -79,7 +79,7 @@ impl Provisions {
                 Some(open_capture(path).map_err(|error| NodeError::Capture { path: path.clone(), error })?)
             }
         };
-        let address_watch = AddressWatch::open().map_err(system("cannot follow the host's addresses"))?;
+        let network_watch = NetworkWatch::open().map_err(system("cannot follow the host's network"))?;
         let raw = [false, true].map(|v4| match config.addresses.family(v4) {
             Some(_) => raw_sockets(v4, config.workers, &mut notes),
             None => Vec::new(),
@@ -94,7 +94,7 @@ impl Provisions {
             raw,
             capture,
             descriptors,
-            address_watch,
+            network_watch,
             notes,
         };
         provisions.ports.allow_descriptors(provisions.descriptors_for_ports());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::exchange::Mailbox;
 use crate::exchange::mail::ToWorker;
+use crate::frame::address::Address;
 use crate::policy::addresses::Addresses;
 
 /// How long a full mailbox is given.
@@ -37,6 +38,15 @@ impl CurrentAddresses {
         for worker in &self.workers {
             // What is told is what holds then: it may have changed again while the mailbox was full.
             while worker.put(ToWorker::Addresses(self.get())).is_err() {
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Tells every worker that the host has these addresses no more.
+    pub async fn tell_gone(&self, gone: &Arc<[Address]>) {
+        for worker in &self.workers {
+            while worker.put(ToWorker::AddressesGone(gone.clone())).is_err() {
                 tokio::time::sleep(RETRY).await;
             }
         }

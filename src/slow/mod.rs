@@ -10,7 +10,7 @@
 //! * [`fragments`]: packets of the guest that came in pieces
 //! * [`ports`]: the published ports, and how they change
 //! * [`api`]: what users and programs may ask
-//! * [`own_addresses`]: the host's addresses come and go; [`current_addresses`]: the workers hear of it
+//! * [`network`]: the host's network changes; [`current_addresses`]: the workers hear of it; [`events`]: so does who listens
 
 pub mod api;
 mod broker;
@@ -19,9 +19,10 @@ pub mod dhcp;
 pub mod dhcpv6;
 pub mod dns;
 pub mod echo;
+pub mod events;
 pub mod fragments;
 pub mod neighbours;
-mod own_addresses;
+mod network;
 pub mod ports;
 mod readable;
 
@@ -44,7 +45,7 @@ use crate::frame::drop_reason::DropReason;
 use crate::frame::protocol::UDP;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
-use crate::netlink::AddressWatch;
+use crate::netlink::NetworkWatch;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
@@ -96,8 +97,8 @@ pub struct Parts {
     pub dns: Vec<IpAddr>,
     /// The host's search domains.
     pub search: Vec<String>,
-    /// Whether the host has a default route of IPv6.
-    pub host_has_ipv6: bool,
+    /// Whether the host has a default route, for IPv4 and IPv6.
+    pub host_has_default: [bool; 2],
     /// The published ports.
     pub ports: ports::table::Table,
     /// What callers are told of this hythe, and how many there may be.
@@ -111,22 +112,23 @@ pub struct Parts {
 }
 
 /// Runs until it is told to stop; `limit` takes rights from the thread once its runtime is made.
-pub fn run(parts: Parts, address_watch: AddressWatch, limit: impl FnOnce() -> io::Result<()>) {
+pub fn run(parts: Parts, network_watch: NetworkWatch, limit: impl FnOnce() -> io::Result<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let served = runtime
         .and_then(|runtime| limit().map(|()| runtime))
-        .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts, address_watch)));
+        .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(parts, network_watch)));
     if let Err(error) = served {
         tracing::error!(%error, "the slow path has ended");
     }
 }
 
-async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> {
+async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> {
     let mail = parts.mail.clone();
     let waker = parts.waker.clone();
     let wake = Readable::new(waker.clone())?;
     let stop = Readable::new(parts.stop.clone())?;
     let door = parts.door.take();
+    let has_default = parts.host_has_default;
     let mut slow = Slow::new(parts)?;
     spawn_local({
         let ports = slow.ports.clone();
@@ -144,12 +146,11 @@ async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> 
         let dns = slow.dns.clone();
         async move { dns.follow_resolv_conf().await }
     });
-    spawn_local({
-        let current = slow.current.clone();
-        async move {
-            let error = own_addresses::follow(address_watch, current).await;
-            tracing::warn!(%error, "changes of the host's addresses will not be seen");
-        }
+    let network = Rc::new(network::Network::new(slow.current.clone(), slow.events.clone(), has_default));
+    let mut default_routes = network.default_routes();
+    spawn_local(async move {
+        let error = network.follow(network_watch).await;
+        tracing::warn!(%error, "changes of the host's network will not be seen");
     });
     if let Some(broker) = slow.broker.clone() {
         spawn_local(async move { broker.serve().await });
@@ -164,6 +165,7 @@ async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> 
                 result = stop.signalled() => return result,
                 result = wake.signalled() => result?,
                 _ = advertise.tick() => slow.advertise(),
+                Ok(()) = default_routes.changed() => slow.routes_ipv6(default_routes.borrow_and_update()[1]),
                 Ok(()) = resolvers.changed() => slow.search_in(&resolvers.borrow_and_update().search),
                 () = tokio::time::sleep(deadline.unwrap_or(Duration::MAX)) => slow.expire_fragments(),
             }
@@ -191,6 +193,7 @@ struct Slow {
     fragments: fragments::Fragments,
     ports: Rc<ports::Publishing>,
     api: Rc<api::Api>,
+    events: Rc<events::Events>,
     broker: Option<Rc<broker::Broker>>,
 }
 
@@ -253,7 +256,8 @@ impl Slow {
         let broker =
             parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
         let ports = ports::Publishing::new(parts.ports, parts.workers.clone());
-        let api = Rc::new(api::Api::new(parts.api, ports.clone()));
+        let events: Rc<events::Events> = Rc::default();
+        let api = Rc::new(api::Api::new(parts.api, ports.clone(), events.clone()));
         let to_guest = ToGuest {
             workers: parts.workers,
             addresses: parts.addresses,
@@ -273,7 +277,7 @@ impl Slow {
             router: neighbours::RouterConfig {
                 mtu: parts.mtu,
                 search: search.clone(),
-                has_route: parts.host_has_ipv6,
+                has_route: parts.host_has_default[1],
             },
             dhcp: dhcp::DhcpConfig {
                 lease_s: LEASE_S,
@@ -286,6 +290,7 @@ impl Slow {
             fragments: fragments::Fragments::default(),
             ports,
             api,
+            events,
             broker: broker.map(Rc::new),
         })
     }
@@ -426,6 +431,13 @@ impl Slow {
             && mailbox.put(ToWorker::FrameFromGuest(whole)).is_err()
         {
             self.to_guest.counters.count_drop(DropReason::WorkerFull);
+        }
+    }
+
+    /// The host has a default route of IPv6 now, or none: the guest's router is one for it, or none (RFC 4861, 4.2).
+    fn routes_ipv6(&mut self, routes: bool) {
+        if std::mem::replace(&mut self.router.has_route, routes) != routes {
+            self.advertise();
         }
     }
 

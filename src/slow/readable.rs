@@ -9,8 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::channel::Channel;
 use crate::exchange::Waker;
-use crate::frame::address::Address;
-use crate::netlink::AddressWatch;
+use crate::netlink::NetworkWatch;
 
 /// Something whose descriptor is waited for; it owns the descriptor, so that it stays open and the same.
 trait Owner {
@@ -29,7 +28,7 @@ impl Owner for Channel {
     }
 }
 
-impl Owner for AddressWatch {
+impl Owner for NetworkWatch {
     fn fd(&self) -> RawFd {
         self.as_raw_fd()
     }
@@ -91,21 +90,21 @@ impl ReadableChannel {
     }
 }
 
-/// A watch of the host's addresses, to be waited for.
-pub struct ReadableWatch(AsyncFd<Kept<AddressWatch>>);
+/// A watch of the host's network, to be waited for.
+pub struct ReadableWatch(AsyncFd<Kept<NetworkWatch>>);
 
 impl ReadableWatch {
     /// Registers the watch with the current runtime.
-    pub fn new(watch: AddressWatch) -> io::Result<Self> {
+    pub fn new(watch: NetworkWatch) -> io::Result<Self> {
         register(watch).map(Self)
     }
 
-    /// The addresses as they are now.
-    pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
-        self.0.get_mut().0.addresses()
+    /// The watch.
+    pub fn get(&mut self) -> &mut NetworkWatch {
+        &mut self.0.get_mut().0
     }
 
-    /// Waits for a change since [`Self::addresses`].
+    /// Waits for word that was not taken yet.
     pub async fn changed(&self) -> io::Result<()> {
         self.0.readable().await?.clear_ready();
         Ok(())

@@ -173,6 +173,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     receipts: Vec<Receipt>,
     unanswerable: streams::unanswerable::Unanswerable,
     buffers: streams::buffer::BufferCount,
+    departed: streams::departed::Departed,
 
     joins: Slab<joins::Join<S::Socket>>,
     ready_joins: Vec<Slot>,
@@ -256,6 +257,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             receipts: Vec::new(),
             unanswerable: streams::unanswerable::Unanswerable::default(),
             buffers: streams::buffer::BufferCount::default(),
+            departed: streams::departed::Departed::default(),
             joins: Slab::new(parts.flows_max),
             ready_joins: Vec::new(),
             guest_sockets: joins::GuestSockets::new(parts.guest_in_kernel),
@@ -334,6 +336,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.take_moved(now);
         let more_mail = self.take_mail(now);
         self.take_deadlines(now);
+        self.reset_departed();
         self.settle(now);
         self.release_frames();
         self.move_strayed(now);
@@ -346,6 +349,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             || !self.again.is_empty()
             || (may_send && !(self.starved.is_empty() && self.readable_mappings.is_empty()))
             || !self.touched.is_empty()
+            || !self.departed.is_over()
             || !self.waiting_listeners.is_empty()
             || !self.receipts.is_empty()
             || !self.ready_joins.is_empty();
@@ -482,6 +486,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     self.addresses = addresses;
                     self.readdress_published_datagrams();
                 }
+                ToWorker::AddressesGone(gone) => self.addresses_gone(&gone),
                 ToWorker::TellLatencies(asker) => {
                     // Who has asked may have stopped waiting.
                     let _ = asker.send(self.stopwatch.latencies().0.clone());

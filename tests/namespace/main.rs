@@ -17,6 +17,7 @@ mod inbound;
 mod input;
 mod life;
 mod names;
+mod network;
 mod publishing;
 mod scale;
 mod stalls;

@@ -691,9 +691,9 @@ fn the_api_is_as_its_description_says() {
         "all",
         "--exclude-checks",
         "positive_data_acceptance",
-        // gvproxy's way of telling what is wrong is a server's error.
+        // gvproxy's way of telling what is wrong is a server's error, and events have no end.
         "--exclude-path-regex",
-        "^/services/",
+        "^/(services/|v1/events)",
         "--max-examples",
         "40",
         "--seed",

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Bytes, Frame};
 
+use super::following::Following;
 use super::forwarder::Forward;
 use super::held::Lasting;
 use crate::control::shapes::Port;
@@ -54,6 +55,8 @@ pub enum Answer {
     Ports(List),
     /// Ports that are held.
     Lasting(Lasting),
+    /// What changes.
+    Events(Following),
 }
 
 /// A list of ports on its way.
@@ -142,6 +145,7 @@ impl Body for Answer {
             Self::Whole(bytes) => bytes.take(),
             Self::Ports(list) => list.piece(),
             Self::Lasting(lasting) => ready!(lasting.poll_piece(cx)),
+            Self::Events(events) => ready!(events.poll_line(cx)),
         };
         Poll::Ready(piece.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -150,7 +154,7 @@ impl Body for Answer {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             Self::Ports(list) => list.ended,
-            Self::Lasting(_) => false,
+            Self::Lasting(_) | Self::Events(_) => false,
         }
     }
 
@@ -159,7 +163,7 @@ impl Body for Answer {
             Self::Whole(bytes) => {
                 hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Ports(_) | Self::Lasting(_) => hyper::body::SizeHint::default(),
+            Self::Ports(_) | Self::Lasting(_) | Self::Events(_) => hyper::body::SizeHint::default(),
         }
     }
 }

@@ -15,6 +15,7 @@
 //! What is said is in [`crate::control::shapes`] and docs/openapi.json.
 
 mod connection;
+mod following;
 mod forwarder;
 mod held;
 mod list;
@@ -35,6 +36,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 
+use super::events::Events;
 use super::ports::Publishing;
 use super::ports::table::Publisher;
 use crate::host::engine::EngineKind;
@@ -118,10 +120,10 @@ pub struct Api {
 
 impl Api {
     /// What answers callers about these ports.
-    pub fn new(settings: Settings, publishing: Rc<Publishing>) -> Self {
+    pub fn new(settings: Settings, publishing: Rc<Publishing>, events: Rc<Events>) -> Self {
         let Settings { about, guest, connections, guest_connections } = settings;
         Self {
-            router: Rc::new(Router::new(publishing, about, guest)),
+            router: Rc::new(Router::new(publishing, events, about, guest)),
             seats: Arc::new(Semaphore::new(connections)),
             guest_seats: Arc::new(Semaphore::new(guest_connections)),
             way_out: Arc::new(Semaphore::new(WAY_OUT)),

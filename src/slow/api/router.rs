@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET    /v1/status
+//! GET    /v1/events                 what changes from now on, a line each; for the host's programs
 //! GET    /v1/ports                 those of the caller
 //! POST   /v1/ports                 {"publish": [SPEC, …]}: all of them, or none
 //! DELETE /v1/ports?spec=SPEC&…     all of them, or none
@@ -21,6 +22,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
 use super::connection::PATIENCE;
+use super::following::Following;
 use super::forwarder;
 use super::held::Lasting;
 use super::list::{Answer, List};
@@ -29,16 +31,21 @@ use super::{About, Caller};
 use crate::control::shapes::{BODY_MAX, Code, Port, Ports, Publish, REMOVED_MAX, SPECS_MAX, Status};
 use crate::policy::guest_api::GuestApi;
 use crate::policy::publish::{self, PublishRequest};
+use crate::slow::events::Events;
 use crate::slow::ports::table::Publisher;
 use crate::slow::ports::{Published, Publishing, Removal, Turn};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// JSON, a line each.
+const LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 const NOT_THE_GUEST: &str = "the guest may not publish ports (hythe --guest-api publish)";
 
 /// Answers requests of every door.
 pub struct Router {
     publishing: Rc<Publishing>,
+    events: Rc<Events>,
     about: About,
     /// What the guest may ask.
     guest: GuestApi,
@@ -48,6 +55,7 @@ pub struct Router {
 enum Resource {
     Forwarder(forwarder::Call),
     Status,
+    Events,
     Ports,
     Port(u32),
 }
@@ -55,6 +63,7 @@ enum Resource {
 impl Resource {
     fn at(path: &str) -> Option<Self> {
         match path {
+            "/v1/events" => Some(Self::Events),
             "/v1/status" => Some(Self::Status),
             "/v1/ports" => Some(Self::Ports),
             _ if path.starts_with(forwarder::PREFIX) => forwarder::Call::at(path).map(Self::Forwarder),
@@ -69,7 +78,7 @@ impl Resource {
     fn methods(&self) -> &'static str {
         match self {
             Self::Forwarder(call) => call.method(),
-            Self::Status => "GET",
+            Self::Status | Self::Events => "GET",
             Self::Ports => "GET, POST, DELETE",
             Self::Port(_) => "GET, DELETE",
         }
@@ -80,8 +89,8 @@ type Answered = Result<Response<Answer>, Refusal>;
 
 impl Router {
     /// A router for the ports of one hythe.
-    pub fn new(publishing: Rc<Publishing>, about: About, guest: GuestApi) -> Self {
-        Self { publishing, about, guest }
+    pub fn new(publishing: Rc<Publishing>, events: Rc<Events>, about: About, guest: GuestApi) -> Self {
+        Self { publishing, events, about, guest }
     }
 
     /// Answers a request of a caller.
@@ -106,7 +115,7 @@ impl Router {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Code::UnknownPath,
-                "nothing is here; there are /v1/ports, /v1/status and /services/forwarder/",
+                "nothing is here; there are /v1/ports, /v1/status, /v1/events and /services/forwarder/",
             ));
         };
         let method = request.method().clone();
@@ -122,6 +131,16 @@ impl Router {
         let publisher = caller.publisher;
         match (resource, method) {
             (Resource::Status, Method::GET) => Ok(json(StatusCode::OK, &self.status())),
+            (Resource::Events, Method::GET) if publisher == Publisher::Guest => {
+                let detail = "what happens on the host is not the guest's to know";
+                Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail))
+            }
+            (Resource::Events, Method::GET) => {
+                let events = Following::new(self.events.listen(), caller.presence.clone());
+                let mut response = Response::new(Answer::Events(events));
+                response.headers_mut().insert(CONTENT_TYPE, LINES);
+                Ok(response)
+            }
             (Resource::Ports, Method::GET) => {
                 Ok(list(StatusCode::OK, List::of_table(self.publishing.clone(), publisher)))
             }

@@ -34,7 +34,7 @@ fn router_for(publishing: &Rc<Publishing>, guest: GuestApi) -> Rc<Router> {
         guest: vec!["192.168.65.3".parse().unwrap()],
         gateway: vec!["192.168.65.1".parse().unwrap()],
     };
-    Rc::new(Router::new(publishing.clone(), about, guest))
+    Rc::new(Router::new(publishing.clone(), Rc::default(), about, guest))
 }
 
 /// Somebody at the other end of a stream.

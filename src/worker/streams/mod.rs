@@ -5,6 +5,7 @@
 //! of the pass [`settle`] does for every touched stream what its relay wants, in one batch.
 //!
 //! * [`clients`]: who comes to published ports
+//! * [`departed`]: streams from addresses that the host has no more
 //! * [`open`]: how streams begin, in both directions, and what the guest is told when they do not
 //! * [`outbound`]: segments of the guest
 //! * [`inbound`]: events of the host socket, and frames with its bytes
@@ -16,6 +17,7 @@
 
 pub(super) mod buffer;
 pub(super) mod clients;
+pub(super) mod departed;
 pub(super) mod inbound;
 pub(super) mod moving;
 pub(super) mod open;

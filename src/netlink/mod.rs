@@ -1,10 +1,11 @@
 //! The kernel's routes, addresses and links, asked and set by rtnetlink in the calling thread's network namespace.
 //!
-//! Blocking, for setting up; [`AddressWatch`] follows the addresses afterwards.
+//! Blocking, for setting up; a [`NetworkWatch`] follows what changes afterwards.
+
+mod watch;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsRawFd, RawFd};
 
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_core::{
@@ -22,6 +23,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::frame::address::{Address, Mac};
+pub use watch::{NetworkWatch, News};
 
 /// A connection to the kernel's routing.
 pub struct Netlink {
@@ -112,20 +114,7 @@ impl Netlink {
         let message = AddressMessage::default();
         self.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP, |answer| {
             if let RouteNetlinkMessage::NewAddress(message) = answer {
-                let own = |attribute: &AddressAttribute| match attribute {
-                    AddressAttribute::Local(ip) => Some(*ip),
-                    _ => None,
-                };
-                let any = |attribute: &AddressAttribute| match attribute {
-                    AddressAttribute::Address(ip) => Some(*ip),
-                    _ => None,
-                };
-                let ip = message
-                    .attributes
-                    .iter()
-                    .find_map(own)
-                    .or_else(|| message.attributes.iter().find_map(any));
-                addresses.extend(ip.and_then(|ip| IpNet::new(ip, message.header.prefix_len).ok()));
+                addresses.extend(own_address(&message));
             }
         })?;
         Ok(addresses)
@@ -236,6 +225,26 @@ fn host_route(route: &RouteMessage) -> Option<HostRoute> {
     Some(HostRoute { destination, interface, table })
 }
 
+/// The host's own address that a message is about: of a link between two addresses, the near one.
+fn own_address(message: &AddressMessage) -> Option<IpNet> {
+    let own = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    };
+    let any = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    };
+    let attributes = &message.attributes;
+    let ip = attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
+    IpNet::new(ip, message.header.prefix_len).ok()
+}
+
+/// The destination of a unicast route, of the family's length zero for a default route.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    host_route(route).map(|route| route.destination)
+}
+
 /// What the host's network looks like, as far as the guest's addresses depend on it.
 #[derive(Clone, Debug, Default)]
 pub struct HostNetwork {
@@ -252,7 +261,10 @@ pub struct HostNetwork {
 impl HostNetwork {
     /// Asks the kernel.
     pub fn read() -> io::Result<Self> {
-        let mut netlink = Netlink::open()?;
+        Self::ask(&mut Netlink::open()?)
+    }
+
+    fn ask(netlink: &mut Netlink) -> io::Result<Self> {
         let routes = netlink.routes()?;
         let addresses = netlink.addresses()?;
         let (wide, networks): (Vec<IpNet>, Vec<IpNet>) =
@@ -282,46 +294,6 @@ fn sorted(addresses: &[IpNet]) -> Vec<Address> {
     own.sort_unstable();
     own.dedup();
     own
-}
-
-/// The host's own addresses, and word of their changes.
-pub struct AddressWatch {
-    changes: Socket,
-    netlink: Netlink,
-}
-
-impl AddressWatch {
-    /// Begins to listen.
-    pub fn open() -> io::Result<Self> {
-        // RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR (rtnetlink(7)).
-        const GROUPS: u32 = 0x10 | 0x100;
-        let mut changes = Socket::new(NETLINK_ROUTE)?;
-        changes.bind(&SocketAddr::new(0, GROUPS))?;
-        changes.set_non_blocking(true)?;
-        Ok(Self { changes, netlink: Netlink::open()? })
-    }
-
-    /// The addresses as they are now, sorted. Word that has come so far is taken; what comes later is about later.
-    pub fn addresses(&mut self) -> io::Result<Vec<Address>> {
-        let mut room = Vec::with_capacity(1 << 16);
-        loop {
-            room.clear();
-            match self.changes.recv(&mut room, 0) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Word was lost (ENOBUFS), but that there was some is all that counts.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.netlink.addresses().map(|addresses| sorted(&addresses))
-    }
-}
-
-impl AsRawFd for AddressWatch {
-    fn as_raw_fd(&self) -> RawFd {
-        self.changes.as_raw_fd()
-    }
 }
 
 /// RFC 4291, 2.4 and RFC 3587: global unicast is assigned from here.

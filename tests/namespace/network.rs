@@ -1,0 +1,283 @@
+//! The host's network changes while guests use it: a VPN comes and goes, addresses leave and return.
+//!
+//! ```text
+//! guest ── hythe ─ host ── up0 ─── far            the office, as in every other test
+//!                       └─ vpn0 ── vpn            a network that comes later: 10.99.0.0/24 and fd99::/64, the server is .1
+//! ```
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+
+use hythe::control::shapes::Event;
+
+use crate::publishing::Control;
+use crate::rig::bytes::{accept, expect_reset, transfer};
+use crate::rig::cell::{ANY, on_every_cell};
+use crate::rig::hythe::Hythe;
+use crate::rig::netns::Netns;
+use crate::rig::process;
+use crate::rig::site::{FAMILIES, Family, Site};
+use crate::rig::socket;
+use crate::rig::wait::{PATIENCE, wait_until};
+
+/// The network of the VPN that both families' servers are in; only the VPN leads there.
+const INSIDE: u8 = 9;
+
+/// A VPN's other end.
+struct Vpn(Netns);
+
+impl Vpn {
+    fn host(family: Family) -> IpAddr {
+        if family == Family::V4 { "10.99.0.2" } else { "fd99::2" }.parse().unwrap()
+    }
+
+    /// Comes up: a link, addresses, and a route to a network that nobody else reaches.
+    fn up(host: &Netns) -> Self {
+        let vpn = Netns::new();
+        let path = vpn.path().display().to_string();
+        host.ip(&format!("link add vpn0 type veth peer name vpn1 netns {path}"));
+        vpn.ip("link set lo up
+                addr add 10.99.0.1/24 dev vpn1
+                addr add fd99::1/64 dev vpn1 nodad
+                addr add 198.18.9.1/32 dev lo
+                addr add 2001:db8:9::1/128 dev lo
+                link set vpn1 up");
+        host.ip("addr add 10.99.0.2/24 dev vpn0
+                 addr add fd99::2/64 dev vpn0 nodad
+                 link set vpn0 up
+                 route add 198.18.9.0/24 via 10.99.0.1
+                 -6 route add 2001:db8:9::/64 via fd99::1");
+        Self(vpn)
+    }
+
+    fn down(host: &Netns) {
+        host.ip("link del vpn0");
+    }
+}
+
+/// What is told of changes.
+struct Listener(BufReader<UnixStream>);
+
+impl Listener {
+    fn new(control: &Control) -> Self {
+        let mut stream = UnixStream::connect(&control.path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut listener = Self(BufReader::new(stream));
+        while !listener.line().is_empty() {}
+        listener
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line.trim_end().to_string()
+    }
+
+    fn next(&mut self) -> Event {
+        loop {
+            // Chunks have their lengths and ends in lines of their own.
+            let line = self.line();
+            if line.starts_with('{') {
+                return serde_json::from_str(&line).unwrap();
+            }
+        }
+    }
+
+    /// The first event that is wanted.
+    fn wait<T>(&mut self, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+        loop {
+            if let Some(found) = wanted(self.next()) {
+                return found;
+            }
+        }
+    }
+}
+
+on_every_cell! {
+    connections_take_the_vpn_that_there_is_and_end_with_it(cell) {
+        let site = Site::new();
+        let hythe = Hythe::of(&site.host, cell).run();
+        let guest = &hythe.guest;
+        for (round, family) in (0..).zip(FAMILIES) {
+            let inside = (family.elsewhere(INSIDE, 1), 80);
+            let office = site.far.listen(family.far(), 80);
+            let stays = (guest.connect((family.far(), 80)).unwrap(), accept(&office).0);
+            let vpn = Vpn::up(&site.host);
+            let server = vpn.0.listen(family.any(), 80);
+            let idle = guest.connect(inside).unwrap();
+            let (served, peer) = accept(&server);
+            assert_eq!(peer.ip(), Vpn::host(family), "the VPN's address");
+            transfer(&idle, &served, 1, 100_000);
+            // One that is busy when the VPN goes: nobody reads what it sends.
+            let busy = guest.connect(inside).unwrap();
+            let _unread = accept(&server);
+            busy.set_nonblocking(true).unwrap();
+            while (&busy).write(&[0; 16_384]).is_ok() {}
+            busy.set_nonblocking(false).unwrap();
+            Vpn::down(&site.host);
+            expect_reset(&idle);
+            expect_reset(&busy);
+            transfer(&stays.0, &stays.1, 2, 1_000_000);
+            transfer(&stays.1, &stays.0, 3, 1_000_000);
+            wait_until("both to be counted", || hythe.counters().get("tcp_departed") == 2 * (round + 1));
+        }
+        hythe.stop().assert_clean(0);
+    }
+
+    datagrams_take_whatever_route_there_is(cell) {
+        let site = Site::new();
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            // Far is a place of the same address, where all go that the VPN does not take.
+            let inside = family.elsewhere(INSIDE, 1);
+            let prefix = if family == Family::V4 { 32 } else { 128 };
+            site.far.ip(&format!("addr add {inside}/{prefix} dev lo"));
+            let client = hythe.guest.udp(family.any(), 0);
+            let exchange = |server: &Netns| {
+                let server = server.udp(inside, 4000);
+                let mut bytes = [0; 8];
+                client.send_to(b"question", (inside, 4000)).unwrap();
+                let (_, peer) = socket::receive(&server, &mut bytes).unwrap();
+                server.send_to(b"answer", peer).unwrap();
+                let (len, from) = socket::receive(&client, &mut bytes).unwrap();
+                assert_eq!((&bytes[..len], from.ip()), (&b"answer"[..], inside));
+                peer.ip()
+            };
+            assert_eq!(exchange(&site.far), family.host());
+            let vpn = Vpn::up(&site.host);
+            assert_eq!(exchange(&vpn.0), Vpn::host(family));
+            Vpn::down(&site.host);
+            assert_eq!(exchange(&site.far), family.host());
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+#[test]
+fn ports_of_an_address_answer_again_when_it_is_back() {
+    let site = Site::new();
+    let vpn = Vpn::up(&site.host);
+    let options =
+        "-p 10.99.0.2:8000:80 -p [fd99::2]:8000:80 -p 10.99.0.2:8000:80/udp -p [fd99::2]:8000:80/udp";
+    let hythe = Hythe::of(&site.host, ANY).options(options).run();
+    for family in FAMILIES {
+        let published = (Vpn::host(family), 8000);
+        let server = hythe.guest.listen(family.any(), 80);
+        let datagrams = hythe.guest.udp(family.any(), 80);
+        let works = || {
+            // The two ends find each other first: that is theirs to do.
+            let ping = ["ping", "-c1", "-W1", &published.0.to_string()];
+            wait_until("the link to be ready", || vpn.0.output(&ping).status.success());
+            let client = vpn.0.connect(published).unwrap();
+            transfer(&client, &accept(&server).0, 1, 10_000);
+            let client = vpn.0.udp(family.any(), 0);
+            client.send_to(b"question", published).unwrap();
+            let mut bytes = [0; 8];
+            let (_, peer) = socket::receive(&datagrams, &mut bytes).unwrap();
+            datagrams.send_to(b"answer", peer).unwrap();
+            assert_eq!(socket::receive(&client, &mut bytes).unwrap().0, 6);
+        };
+        works();
+        let (network, option) =
+            if family == Family::V4 { ("10.99.0.2/24", "") } else { ("fd99::2/64", "nodad") };
+        site.host.ip(&format!("addr del {network} dev vpn0"));
+        site.host.ip(&format!("addr add {network} dev vpn0 {option}"));
+        works();
+        // The link goes and comes; IPv6's address goes with it, and somebody sets it again.
+        site.host.ip("link set vpn0 down");
+        site.host.ip("link set vpn0 up");
+        site.host.ip("addr replace fd99::2/64 dev vpn0 nodad");
+        works();
+    }
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn an_address_that_is_back_at_once_has_not_been_away() {
+    let site = Site::new();
+    let vpn = Vpn::up(&site.host);
+    let hythe = Hythe::of(&site.host, ANY).run();
+    let server = vpn.0.listen(Family::V4.any(), 80);
+    let client = hythe.guest.connect((Family::V4.elsewhere(INSIDE, 1), 80)).unwrap();
+    let served = accept(&server).0;
+    // As some programs set addresses that are set already. The route goes with the address.
+    site.host.ip("addr del 10.99.0.2/24 dev vpn0
+                  addr add 10.99.0.2/24 dev vpn0
+                  route replace 198.18.9.0/24 via 10.99.0.1");
+    transfer(&client, &served, 1, 1_000_000);
+    transfer(&served, &client, 2, 1_000_000);
+    assert_eq!(hythe.counters().get("tcp_departed"), 0);
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn changes_are_told_to_who_listens() {
+    let site = Site::new();
+    let control = Control::new();
+    let hythe = Hythe::of(&site.host, ANY).options(&control.option()).run();
+    let mut listener = Listener::new(&control);
+    let vpn = Vpn::up(&site.host);
+    let mut missing = vec![Vpn::host(Family::V4), Vpn::host(Family::V6)];
+    while !missing.is_empty() {
+        let added = listener.wait(|event| match event {
+            Event::Addresses { added, .. } => Some(added),
+            _ => None,
+        });
+        missing.retain(|address| !added.contains(address));
+    }
+    site.host.ip("route add 192.168.65.128/25 via 10.99.0.1");
+    let overlap = listener.wait(|event| match event {
+        Event::Overlap { route, subnet } => Some((route.to_string(), subnet.to_string())),
+        _ => None,
+    });
+    assert_eq!(overlap, ("192.168.65.128/25".into(), "192.168.65.0/24".into()));
+    site.host.ip("-6 route del default");
+    let routes = listener.wait(|event| match event {
+        Event::DefaultRoutes { ipv4, ipv6 } => Some((ipv4, ipv6)),
+        _ => None,
+    });
+    assert_eq!(routes, (true, false));
+    Vpn::down(&site.host);
+    let removed = listener.wait(|event| match event {
+        Event::Addresses { removed, .. } => Some(removed),
+        _ => None,
+    });
+    assert!(removed.contains(&Vpn::host(Family::V4)), "{removed:?}");
+    drop(vpn);
+    let log = hythe.log();
+    assert_eq!(log.matches("a route of the host overlaps the guest's subnet").count(), 1, "{log}");
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn a_storm_of_routes_costs_a_few_looks() {
+    const ROUTES: u32 = 1000;
+    let site = Site::new();
+    let control = Control::new();
+    let hythe = Hythe::of(&site.host, ANY).options(&control.option()).run();
+    let mut listener = Listener::new(&control);
+    let server = site.far.listen(Family::V4.any(), 80);
+    let client = hythe.guest.connect((Family::V4.far(), 80)).unwrap();
+    let served = accept(&server).0;
+    let batch: Vec<String> = (0..ROUTES)
+        .map(|route| format!("route add 198.19.{}.{}/32 via 10.77.0.1", route / 250, route % 250))
+        .collect();
+    let before = process::cpu_ticks(hythe.pid());
+    site.host.ip(&batch.join("\n"));
+    let (mut told, mut events) = (0, 0);
+    while told < ROUTES {
+        told += listener.wait(|event| match event {
+            Event::Network { routes, .. } => Some(routes),
+            _ => None,
+        });
+        events += 1;
+    }
+    assert_eq!(told, ROUTES);
+    assert!(events < ROUTES / 4, "{events}");
+    let ticks = process::cpu_ticks(hythe.pid()) - before;
+    println!("{ROUTES} routes: {events} looks, {ticks} ticks of a hundredth of a second");
+    transfer(&client, &served, 1, 1_000_000);
+    hythe.stop().assert_clean(0);
+}
