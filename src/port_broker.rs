@@ -8,13 +8,14 @@
 //! broker is forked while the rights are there, before any thread; it keeps `CAP_NET_BIND_SERVICE` and one descriptor, makes the
 //! system calls of a bind and no others, and sees nothing of the guest's but a port's number. It ends when hythe does.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use nix::sys::wait::waitpid;
@@ -25,8 +26,9 @@ use crate::fork::{Child, fork_child};
 use crate::host::listen;
 use crate::policy::publish::PublishedProtocol;
 
-/// The system calls of the broker's process besides those of a bind.
-pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_recvmsg, libc::SYS_sendmsg];
+/// The system calls of the broker's process.
+pub const SYSTEM_CALLS: &[libc::c_long] =
+    &[libc::SYS_socket, libc::SYS_setsockopt, libc::SYS_bind, libc::SYS_recvmsg, libc::SYS_sendmsg];
 
 /// How long an answer may take. A bind waits for nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -89,15 +91,17 @@ impl Message for Bound {
     }
 }
 
-/// The broker, as hythe has it.
-pub struct PortBroker(Channel);
+/// The broker, as hythe has it. One that does not answer as it should is not asked again.
+pub struct PortBroker(RefCell<Option<Channel>>);
 
-/// The broker's process. It ends when the [`PortBroker`] is gone; who drops this afterwards has waited for it.
+/// The broker's process, which ends with this.
 pub struct Process(Pid);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It fails only where there is no such child, which is as good.
+        // It has nothing to finish, and may wait for a word that nobody can say any more. These fail only where there is no such
+        // child, which is as good.
+        let _ = kill(self.0, Signal::SIGKILL);
         let _ = waitpid(self.0, None);
     }
 }
@@ -115,7 +119,7 @@ impl PortBroker {
         let process = Process(fork_child(live)?);
         let patience = TimeVal::new(PATIENCE.as_secs() as i64, i64::from(PATIENCE.subsec_micros()));
         setsockopt(&ours.as_fd(), sockopt::ReceiveTimeout, &patience)?;
-        Ok((Self(ours), process))
+        Ok((Self(RefCell::new(Some(ours))), process))
     }
 
     /// Binds the sockets of a published port, as [`listen::bind`] does.
@@ -125,18 +129,30 @@ impl PortBroker {
         protocol: PublishedProtocol,
         workers: usize,
     ) -> io::Result<Vec<OwnedFd>> {
-        let workers = u8::try_from(workers).map_err(io::Error::other)?;
-        self.0.send(&Bind { at, protocol, workers }, &[])?;
-        let answer = self.0.receive().inspect_err(|_| {
+        let expected = if protocol == PublishedProtocol::Tcp { workers } else { 1 };
+        let mut channel = self.0.borrow_mut();
+        let answered = channel.as_ref().map(|channel| ask(channel, at, protocol, workers));
+        match answered {
+            Some(Ok((Bound::Here, sockets))) if sockets.len() == expected => Ok(sockets),
+            Some(Ok((Bound::Refused(errno), _))) => Err(io::Error::from_raw_os_error(errno)),
             // What comes late would be taken for the answer to the next question.
-            self.0.close();
-        });
-        match answer? {
-            Some((Bound::Here, sockets)) => Ok(sockets),
-            Some((Bound::Refused(errno), _)) => Err(io::Error::from_raw_os_error(errno)),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => {
+                *channel = None;
+                Err(io::ErrorKind::PermissionDenied.into())
+            }
         }
     }
+}
+
+fn ask(
+    channel: &Channel,
+    at: SocketAddr,
+    protocol: PublishedProtocol,
+    workers: usize,
+) -> io::Result<(Bound, Vec<OwnedFd>)> {
+    let workers = u8::try_from(workers).map_err(io::Error::other)?;
+    channel.send(&Bind { at, protocol, workers }, &[])?;
+    channel.receive()?.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
 }
 
 /// Has the child live as long as its parent.
@@ -188,13 +204,16 @@ mod tests {
     fn sockets_come_bound_and_errors_as_the_kernel_told_them() {
         let (ours, theirs) = Channel::pair().unwrap();
         let served = std::thread::spawn(move || serve(&theirs));
-        let broker = PortBroker(ours);
+        let broker = PortBroker(RefCell::new(Some(ours)));
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let at = taken.local_addr().unwrap();
         let error = broker.bind(at, PublishedProtocol::Tcp, 2).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
         drop(taken);
-        let sockets = broker.bind(at, PublishedProtocol::Tcp, 2).unwrap();
+        // A port that is free now; another process may take it, so several are tried.
+        let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let bound = |at| broker.bind(at, PublishedProtocol::Tcp, 2).ok().map(|sockets| (at, sockets));
+        let (at, sockets) = (0..20).find_map(|_| bound(free())).unwrap();
         assert_eq!(sockets.len(), 2);
         for socket in &sockets {
             listen::listen(socket.as_raw_fd()).unwrap();

@@ -173,11 +173,7 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
         }
         Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
         Thread::Link => vec![session::SYSTEM_CALLS, sockets::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
-        Thread::PortBroker => {
-            let bind =
-                [listen::SYSTEM_CALLS, tcp::SYSTEM_CALLS, options::SYSTEM_CALLS, datagram::SYSTEM_CALLS];
-            [&[port_broker::SYSTEM_CALLS], &bind[..]].concat()
-        }
+        Thread::PortBroker => vec![port_broker::SYSTEM_CALLS],
         Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()

@@ -88,7 +88,7 @@ fn with_occupant(error: AskError, is_asked: impl FnOnce(&Occupant) -> bool) -> a
 fn is_asked(path: &Path, process: &Occupant) -> bool {
     let answer = ask(path, Method::GET, "/v1/status", None).ok();
     let status = answer.and_then(|answer| serde_json::from_slice::<Status>(&answer).ok());
-    status.is_some_and(|status| status.pid == process.pid)
+    status.is_some_and(|status| status.pid == Some(process.pid))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

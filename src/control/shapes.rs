@@ -50,8 +50,9 @@ pub struct Status {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// Its process.
-    pub pid: u32,
+    /// Its process; the guest is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// `io-uring` or `epoll`.
     pub engine: String,
     /// Worker threads.

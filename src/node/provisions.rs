@@ -151,7 +151,7 @@ fn guest_connections(config: &Config, descriptors: u64) -> usize {
         GuestApi::Off => 0,
         GuestApi::Status => GUEST_ASKS,
         GuestApi::Publish => {
-            (config.guest_bounds.most + GUEST_ASKS).min(descriptors as usize / 8).max(GUEST_ASKS)
+            config.guest_bounds.most.saturating_add(GUEST_ASKS).min(descriptors as usize / 8).max(GUEST_ASKS)
         }
     }
 }

@@ -30,7 +30,11 @@ impl Call {
     }
 
     fn get(guest: &Netns, family: Family, path: &str) -> Self {
-        Self::new(guest, family, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+        Self::new(
+            guest,
+            family,
+            &format!("GET {path} HTTP/1.1\r\nhost: gateway.docker.internal\r\nconnection: close\r\n\r\n"),
+        )
     }
 
     fn post(guest: &Netns, family: Family, path: &str, body: &str) -> Self {
@@ -38,7 +42,9 @@ impl Call {
         Self::new(
             guest,
             family,
-            &format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len}\r\n\r\n{body}"),
+            &format!(
+                "POST {path} HTTP/1.1\r\nhost: gateway.docker.internal\r\ncontent-length: {len}\r\n\r\n{body}"
+            ),
         )
     }
 

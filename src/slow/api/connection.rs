@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Caller;
@@ -33,6 +34,9 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long what a caller still says is heard after the last word to it.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// So many bytes are, at the most.
+const FORGOTTEN_MAX: usize = 1 << 20;
 
 /// The longest head of a request, in bytes.
 const HEAD_MAX: usize = 64 << 10;
@@ -81,12 +85,17 @@ async fn leave(stream: &UnixStream) {
     let _ = SockRef::from(stream).shutdown(Shutdown::Write);
     let forget = async {
         let mut bytes = [0; 4096];
-        while stream.readable().await.is_ok() {
+        for _ in 0..FORGOTTEN_MAX / bytes.len() {
+            if stream.readable().await.is_err() {
+                return;
+            }
             match stream.try_read(&mut bytes) {
                 Ok(0) => return,
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
                 _ => {}
             }
+            // One that never stops is not the only one to be served.
+            yield_now().await;
         }
     };
     let _ = timeout(FAREWELL, forget).await;

@@ -96,7 +96,7 @@ pub async fn change(
     publisher: Publisher,
     guest: &[IpAddr],
 ) -> Result<(), String> {
-    let turn = publishing.turn().await;
+    let turn = publishing.turn(publisher).await;
     let wanted: Wanted = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let place = place(&wanted)?;
     let changed = if call == Call::Unexpose {
@@ -156,7 +156,8 @@ fn endpoint(text: &str) -> Option<(Option<IpAddr>, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port > 0)?;
     let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) => Some(IpAddr::V6(v6.parse().ok()?)),
+        // One that stands for an IPv4 address is that address.
+        Some(v6) => Some(IpAddr::V6(v6.parse().ok()?).to_canonical()),
         None if host.is_empty() => None,
         None if host == "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
         None => Some(IpAddr::V4(host.parse().ok()?)),
@@ -187,6 +188,7 @@ mod tests {
             (r#"{"local": "127.0.0.1:8000", "protocol": "udp"}"#, "127.0.0.1:8000/udp"),
             (r#"{"local": "0.0.0.0:8000", "protocol": "tcp", "more": 1}"#, "0.0.0.0:8000/tcp"),
             (r#"{"local": "[::1]:8000"}"#, "[::1]:8000/tcp"),
+            (r#"{"local": "[::ffff:10.0.0.1]:8000"}"#, "10.0.0.1:8000/tcp"),
             (r#"{"local": "localhost:8000"}"#, "127.0.0.1:8000/tcp"),
         ] {
             assert_eq!(place(&wanted(json)).unwrap().to_string(), expected);

@@ -112,10 +112,30 @@ pub struct Caller {
 /// Answers callers.
 pub struct Api {
     router: Rc<Router>,
+    host: Seats,
+    guest: Seats,
+}
+
+/// How many may come by a door.
+struct Seats {
     seats: Arc<Semaphore>,
-    guest_seats: Arc<Semaphore>,
     /// For those who are sent away.
     way_out: Arc<Semaphore>,
+}
+
+impl Seats {
+    fn new(seats: usize) -> Self {
+        Self { seats: Arc::new(Semaphore::new(seats)), way_out: Arc::new(Semaphore::new(WAY_OUT)) }
+    }
+
+    /// Tells a caller that there is no seat, unless very many are being told so.
+    fn send_away(&self, stream: Rc<UnixStream>) {
+        let Ok(way_out) = self.way_out.clone().try_acquire_owned() else { return };
+        spawn_local(async move {
+            connection::send_away(&stream).await;
+            drop(way_out);
+        });
+    }
 }
 
 impl Api {
@@ -124,9 +144,8 @@ impl Api {
         let Settings { about, guest, connections, guest_connections } = settings;
         Self {
             router: Rc::new(Router::new(publishing, events, about, guest)),
-            seats: Arc::new(Semaphore::new(connections)),
-            guest_seats: Arc::new(Semaphore::new(guest_connections)),
-            way_out: Arc::new(Semaphore::new(WAY_OUT)),
+            host: Seats::new(connections),
+            guest: Seats::new(guest_connections),
         }
     }
 
@@ -144,7 +163,7 @@ impl Api {
                 }
             };
             if may_call(&stream, user) {
-                self.serve(stream, &self.seats, Publisher::Host, None);
+                self.serve(stream, &self.host, Publisher::Host, None);
             } else {
                 tracing::warn!("another user's process has called the control socket");
             }
@@ -153,32 +172,17 @@ impl Api {
 
     /// Answers the guest, which calls from `address`, on a stream.
     pub fn serve_guest(&self, stream: UnixStream, address: IpAddr) {
-        self.serve(stream, &self.guest_seats, Publisher::Guest, Some(address));
+        self.serve(stream, &self.guest, Publisher::Guest, Some(address));
     }
 
-    fn serve(
-        &self,
-        stream: UnixStream,
-        seats: &Arc<Semaphore>,
-        publisher: Publisher,
-        address: Option<IpAddr>,
-    ) {
+    fn serve(&self, stream: UnixStream, door: &Seats, publisher: Publisher, address: Option<IpAddr>) {
         let stream = Rc::new(stream);
-        let Ok(seat) = seats.clone().try_acquire_owned() else { return self.send_away(stream) };
+        let Ok(seat) = door.seats.clone().try_acquire_owned() else { return door.send_away(stream) };
         let caller = Caller { publisher, address, presence: Presence::of(stream.clone()) };
         let router = self.router.clone();
         spawn_local(async move {
             connection::serve(stream, router, caller).await;
             drop(seat);
-        });
-    }
-
-    /// Tells a caller that there is no seat, unless very many are being told so.
-    fn send_away(&self, stream: Rc<UnixStream>) {
-        let Ok(way_out) = self.way_out.clone().try_acquire_owned() else { return };
-        spawn_local(async move {
-            connection::send_away(&stream).await;
-            drop(way_out);
         });
     }
 }

@@ -10,14 +10,15 @@
 //! DELETE /v1/ports/ID
 //! /services/forwarder/…            see [`super::forwarder`]
 //! ```
-//! A page that a browser in the guest shows is not the guest: requests that tell where they come from (`Origin`) are refused.
+//! A page that a browser in the guest shows is not the guest: requests that tell where they come from (`Origin`) are refused, and so are
+//! the guest's to a name that is not the gateway's (`Host`), by which a page would ask after its own name has been made to mean the gateway.
 
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
-use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION, ORIGIN};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
@@ -36,6 +37,9 @@ use crate::slow::ports::table::Publisher;
 use crate::slow::ports::{Published, Publishing, Removal, Turn};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The gateway, as the guest's resolver knows it ([`crate::slow::dns`]).
+const GATEWAY_NAMES: [&str; 2] = ["gateway.docker.internal", "gateway.containers.internal"];
 
 /// JSON, a line each.
 const LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
@@ -107,7 +111,9 @@ impl Router {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if request.headers().contains_key(ORIGIN) {
+        let is_pages = request.headers().contains_key(ORIGIN)
+            || (caller.publisher == Publisher::Guest && !is_for_the_gateway(request.headers()));
+        if is_pages {
             let detail = "pages of a browser have nothing to ask here";
             return Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail));
         }
@@ -130,7 +136,7 @@ impl Router {
         }
         let publisher = caller.publisher;
         match (resource, method) {
-            (Resource::Status, Method::GET) => Ok(json(StatusCode::OK, &self.status())),
+            (Resource::Status, Method::GET) => Ok(json(StatusCode::OK, &self.status(publisher))),
             (Resource::Events, Method::GET) if publisher == Publisher::Guest => {
                 let detail = "what happens on the host is not the guest's to know";
                 Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail))
@@ -146,13 +152,13 @@ impl Router {
             }
             (Resource::Ports, Method::POST) => self.publish(caller, request).await,
             (Resource::Ports, Method::DELETE) => {
-                let turn = self.publishing.turn().await;
+                let turn = self.publishing.turn(caller.publisher).await;
                 let meant = meant(request.uri().query().unwrap_or_default())?;
                 self.unpublish(publisher, Removal::Meant(meant), turn).await
             }
             (Resource::Port(id), Method::GET) => self.port(publisher, id),
             (Resource::Port(id), Method::DELETE) => {
-                let turn = self.publishing.turn().await;
+                let turn = self.publishing.turn(caller.publisher).await;
                 self.unpublish(publisher, Removal::Numbered(id), turn).await
             }
             (resource, _) => Err(Refusal::method(resource.methods())),
@@ -190,17 +196,17 @@ impl Router {
         forwarder::response(changed)
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, caller: Publisher) -> Status {
         let about = &self.about;
         Status {
             name: about.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_string(),
-            pid: std::process::id(),
+            pid: (caller == Publisher::Host).then(std::process::id),
             engine: about.engine.to_string(),
             workers: about.workers,
             guest: about.guest.clone(),
             gateway: about.gateway.clone(),
-            ports: self.publishing.look(crate::slow::ports::table::Table::len),
+            ports: self.publishing.look(|table| table.count(caller)),
         }
     }
 
@@ -226,7 +232,7 @@ impl Router {
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
         }
         let bytes = body(request.into_body()).await?;
-        let turn = self.publishing.turn().await;
+        let turn = self.publishing.turn(caller.publisher).await;
         let Publish { publish: specs, while_connected } =
             serde_json::from_slice(&bytes).map_err(|error| {
                 let detail =
@@ -255,6 +261,16 @@ impl Router {
         let removed = self.publishing.unpublish(removal, caller, turn).await?;
         Ok(list(StatusCode::OK, List::of(removed)))
     }
+}
+
+/// Whether a request is for an address, or for a name of the gateway's.
+fn is_for_the_gateway(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name);
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    GATEWAY_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)) || address.parse::<IpAddr>().is_ok()
 }
 
 /// Ports in a line of their own.

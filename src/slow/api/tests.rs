@@ -395,7 +395,7 @@ fn a_guest_publishes_within_its_bounds_and_only_where_it_may() {
                 200
             );
         }
-        // None of the ports that the host gives out is within these bounds.
+        // A port that nobody names is one of those.
         let random = guest_asks(&router, "POST", "/v1/ports", &publish("127.0.0.1::80".into())).await;
         let drawn = random.body["ports"][0]["host_port"].as_u64();
         assert!(drawn.is_none_or(|port| (first..=first + 4).contains(&(port as u16))), "{random:?}");
@@ -447,13 +447,32 @@ fn ports_are_forwarded_in_gvproxys_words() {
 #[test]
 fn a_page_in_a_browser_asks_nothing() {
     Bench::for_guest(bounds()).run(async |publishing| {
-        for (method, path) in [("POST", "/services/forwarder/expose"), ("OPTIONS", "/v1/ports")] {
-            let request = Request::builder().method(method).uri(path).header("origin", "http://example.org");
+        let (origin, host) = (("origin", "http://example.org"), "host");
+        for (method, path, (name, value)) in [
+            ("POST", "/services/forwarder/expose", origin),
+            ("OPTIONS", "/v1/ports", origin),
+            // Its name has been made to mean the gateway.
+            ("GET", "/v1/ports", (host, "example.org")),
+            ("GET", "/v1/status", (host, "example.org:80")),
+            ("GET", "/v1/status", (host, "gateway.docker.internal.example.org")),
+        ] {
+            let request = Request::builder().method(method).uri(path).header(name, value);
             let request = request.body(Full::new(Bytes::from("{\"local\": \":8000\", \"remote\": \":80\"}")));
             let answer = router(&publishing).answer(&somebody(Publisher::Guest), request.unwrap()).await;
             assert_eq!(answer.status(), 403);
         }
         assert!(publishing.look(Table::is_empty));
+        for host in [
+            "gateway.docker.internal",
+            "Gateway.Containers.Internal:80",
+            "192.168.65.1",
+            "[fdc4:f303:9324::1]:80",
+        ] {
+            let request =
+                Request::builder().uri("/v1/status").header("host", host).body(Full::new(Bytes::new()));
+            let answer = router(&publishing).answer(&somebody(Publisher::Guest), request.unwrap()).await;
+            assert_eq!(answer.status(), 200, "{host}");
+        }
     });
 }
 
@@ -478,12 +497,14 @@ fn a_port_that_is_held_goes_with_its_holder() {
             });
             let body =
                 json!({"publish": [format!("127.0.0.1:{first}:80")], "while_connected": true}).to_string();
-            let head =
-                format!("POST /v1/ports HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+            let head = format!(
+                "POST /v1/ports HTTP/1.1\r\nhost: 192.168.65.1\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
             client.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
             let mut said = Vec::new();
             while !said.ends_with(b"]}\n\r\n") {
-                client.read_buf(&mut said).await.unwrap();
+                assert!(client.read_buf(&mut said).await.unwrap() > 0, "{}", String::from_utf8_lossy(&said));
             }
             let text = String::from_utf8_lossy(&said);
             assert!(
@@ -519,7 +540,7 @@ fn a_port_is_not_left_behind_by_one_that_goes_before_it_is_answered() {
     let first = free_ports(1);
     Bench::for_guest(bounds()).run(async |publishing| {
         let requests = crate::policy::publish::parse(&format!("127.0.0.1:{first}:80")).unwrap();
-        let turn = publishing.turn().await;
+        let turn = publishing.turn(Publisher::Guest).await;
         let publishing_it = publishing.publish_held(requests.clone(), Publisher::Guest, turn);
         tokio::select! {
             biased;
@@ -528,7 +549,7 @@ fn a_port_is_not_left_behind_by_one_that_goes_before_it_is_answered() {
         }
         // The change that was begun is made, and undone: then the port is free, and has had a number.
         loop {
-            let turn = publishing.turn().await;
+            let turn = publishing.turn(Publisher::Guest).await;
             match publishing.publish(requests.clone(), Publisher::Guest, turn).await {
                 Ok(published) => break assert_eq!(published[0].id, 2),
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::RangeInclusive;
 
 use crate::policy::port_set::PortSet;
 use crate::policy::publish::PublishedProtocol;
@@ -42,6 +43,11 @@ impl Ephemeral {
     /// Ports that the administrator keeps for others.
     pub fn reserved(&self) -> &PortSet {
         &self.reserved
+    }
+
+    /// Whether some of these ports are in the range.
+    pub fn meets(&self, ports: &RangeInclusive<u16>) -> bool {
+        *ports.start() <= self.last && self.first <= *ports.end()
     }
 
     /// The next port that is neither reserved nor taken, as far as is known; `None` when there is none.

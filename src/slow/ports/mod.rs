@@ -90,6 +90,8 @@ pub struct Publishing {
     changing: tokio::sync::Mutex<()>,
     /// What many specifications mean takes memory: who wants a change waits for a turn before it is understood.
     turns: Arc<Semaphore>,
+    /// The guest's turns: however many changes it wants, one of the host's waits for one of them at the most.
+    guest_turns: Arc<Semaphore>,
     /// Numbers of ports that nobody holds any more.
     let_go: UnboundedSender<Vec<u32>>,
     unheld: RefCell<Option<UnboundedReceiver<Vec<u32>>>>,
@@ -104,14 +106,19 @@ impl Publishing {
             workers,
             changing: tokio::sync::Mutex::default(),
             turns: Arc::new(Semaphore::new(CHANGES)),
+            guest_turns: Arc::new(Semaphore::new(1)),
             let_go,
             unheld: RefCell::new(Some(unheld)),
         })
     }
 
     /// Waits for the right to one change.
-    pub async fn turn(&self) -> Turn {
-        self.turns.clone().acquire_owned().await.ok()
+    pub async fn turn(&self, publisher: Publisher) -> Turn {
+        let turns = match publisher {
+            Publisher::Host => &self.turns,
+            Publisher::Guest => &self.guest_turns,
+        };
+        turns.clone().acquire_owned().await.ok()
     }
 
     /// Looks at the table.

@@ -59,10 +59,15 @@ pub struct Delivery {
 impl Opening {
     /// Begins, unless something that is known already is in the way.
     pub fn begin(
-        requests: Vec<PublishRequest>,
+        mut requests: Vec<PublishRequest>,
         publisher: Publisher,
         table: &Table,
     ) -> Result<Self, PortError> {
+        if let Some(range) = table.own_range(publisher) {
+            for request in requests.iter_mut().filter(|request| request.host_port == HostPort::Random) {
+                request.host_port = HostPort::FirstFree(*range.start(), *range.end());
+            }
+        }
         table.admit(publisher, &requests)?;
         table.afford(&requests)?;
         let mut opening = Self {

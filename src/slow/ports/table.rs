@@ -6,11 +6,12 @@
 //!
 //! Nothing here waits, and nothing looks at all rows but [`Table::matching`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::{Bound, RangeInclusive};
 use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot::{self, Receiver};
@@ -95,8 +96,8 @@ pub struct Table {
     descriptors_left: u64,
     /// What the guest may publish, if anything.
     guest_bounds: Option<GuestBounds>,
-    /// Rows that are the guest's.
-    guest_rows: usize,
+    /// The numbers of rows that are the guest's.
+    guest_rows: BTreeSet<u32>,
     /// Binds what hythe may not bind any more.
     broker: Option<PortBroker>,
 }
@@ -171,7 +172,7 @@ impl Table {
             follows,
             descriptors_left: descriptors,
             guest_bounds: None,
-            guest_rows: 0,
+            guest_rows: BTreeSet::new(),
             broker: None,
         }
     }
@@ -193,10 +194,16 @@ impl Table {
         let (Publisher::Guest, Some(bounds)) = (publisher, &self.guest_bounds) else { return Ok(()) };
         requests.iter().try_for_each(|request| bounds.admit(request))?;
         let wanted: usize = requests.iter().map(|request| request.addresses().len()).sum();
-        if self.guest_rows + wanted > bounds.most {
+        if self.guest_rows.len() + wanted > bounds.most {
             return Err(OutOfBounds::TooMany(bounds.most).into());
         }
         Ok(())
+    }
+
+    /// The ports from which somebody who names none gets one, where that is not the host's own range.
+    pub(super) fn own_range(&self, publisher: Publisher) -> Option<RangeInclusive<u16>> {
+        let bounds = self.guest_bounds.as_ref().filter(|_| publisher == Publisher::Guest)?;
+        (!self.ephemeral.meets(&bounds.ports)).then(|| bounds.ports.clone())
     }
 
     /// Whether a port that nobody named may be somebody's.
@@ -255,9 +262,20 @@ impl Table {
     }
 
     /// Rows after a number that somebody may see, by number: the table may change between two looks.
-    pub fn after(&self, id: u32, who: Publisher) -> impl Iterator<Item = &Row> {
-        let after = self.rows.range((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded));
-        after.map(|(_, row)| row).filter(move |row| who.may_touch(row.publisher))
+    pub fn after(&self, id: u32, who: Publisher) -> Box<dyn Iterator<Item = &Row> + '_> {
+        let after = (Bound::Excluded(id), Bound::Unbounded);
+        match who {
+            Publisher::Host => Box::new(self.rows.range(after).map(|(_, row)| row)),
+            Publisher::Guest => Box::new(self.guest_rows.range(after).filter_map(|id| self.rows.get(id))),
+        }
+    }
+
+    /// How many rows somebody may see.
+    pub fn count(&self, who: Publisher) -> usize {
+        match who {
+            Publisher::Host => self.rows.len(),
+            Publisher::Guest => self.guest_rows.len(),
+        }
     }
 
     /// Rows at a place of the host that somebody may remove.
@@ -316,15 +334,22 @@ impl Table {
 
     /// The number of the next row.
     pub(super) fn next_id(&mut self) -> u32 {
-        let id = self.next;
-        self.next = self.next.wrapping_add(1).max(1);
-        id
+        loop {
+            let id = self.next;
+            self.next = self.next.wrapping_add(1).max(1);
+            // After four thousand million ports, some of the first may still be there.
+            if !self.rows.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
     pub(super) fn insert(&mut self, row: Row) {
         let Row { publication: Publication { id, .. }, binding, .. } = row;
         self.descriptors_left = self.descriptors_left.saturating_sub(row.descriptors);
-        self.guest_rows += usize::from(row.publisher == Publisher::Guest);
+        if row.publisher == Publisher::Guest {
+            self.guest_rows.insert(id);
+        }
         self.by_port.entry((binding.protocol, binding.host_port)).or_default().push(id);
         self.rows.insert(id, row);
     }
@@ -333,7 +358,7 @@ impl Table {
     pub(super) fn remove(&mut self, id: u32) -> Option<Row> {
         let row = self.rows.remove(&id)?;
         self.descriptors_left += row.descriptors;
-        self.guest_rows -= usize::from(row.publisher == Publisher::Guest);
+        self.guest_rows.remove(&id);
         let key = (row.binding.protocol, row.binding.host_port);
         if let Some(ids) = self.by_port.get_mut(&key) {
             ids.retain(|known| *known != id);
@@ -354,7 +379,7 @@ impl Table {
                 ids.filter(|id| self.rows.get(id).is_some_and(is_meant)).copied().collect()
             }
             HostPort::Random | HostPort::FirstFree(..) => {
-                self.rows.iter().filter(|(_, row)| is_meant(row)).map(|(id, _)| *id).collect()
+                self.after(0, publisher).filter(|row| is_meant(row)).map(|row| row.publication.id).collect()
             }
         }
     }
@@ -383,10 +408,12 @@ impl Table {
 
 /// The error of a bind in the words of the table.
 pub(super) fn bind_error(binding: Binding, error: io::Error) -> PortError {
+    if error.kind() == io::ErrorKind::PermissionDenied && binding.host_port < 1024 {
+        // Ports above take no right: something else forbids them, as a security module does.
+        return PortError::Privileged(binding);
+    }
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => PortError::InUse { binding, occupant: None },
-        // Ports above take none: something else forbids them, as a security module does.
-        Some(libc::EACCES | libc::EPERM) if binding.host_port < 1024 => PortError::Privileged(binding),
         Some(libc::EADDRNOTAVAIL) => PortError::NotHere(binding),
         _ => PortError::System { binding, error },
     }

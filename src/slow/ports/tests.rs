@@ -125,12 +125,16 @@ fn removal(specs: &[&str]) -> Removal {
 }
 
 async fn publish(publishing: &Rc<Publishing>, specs: &[&str]) -> Result<Vec<Binding>, PortError> {
-    let published = publishing.publish(requests(specs), Publisher::Host, publishing.turn().await).await?;
+    let published =
+        publishing.publish(requests(specs), Publisher::Host, publishing.turn(Publisher::Host).await).await?;
     Ok(published.into_iter().map(|Published { binding, .. }| binding).collect())
 }
 
 async fn unpublish(publishing: &Rc<Publishing>, specs: &[&str]) -> Result<usize, PortError> {
-    Ok(publishing.unpublish(removal(specs), Publisher::Host, publishing.turn().await).await?.len())
+    Ok(publishing
+        .unpublish(removal(specs), Publisher::Host, publishing.turn(Publisher::Host).await)
+        .await?
+        .len())
 }
 
 fn listens(port: u16) -> [bool; 2] {
@@ -282,7 +286,7 @@ fn one_who_has_asked_and_goes_leaves_nothing_half_done() {
     let first = free_ports(20);
     let range = format!("{first}-{}:100-119", first + 19);
     let ((), held) = Bench::new(1000).run(async |publishing| {
-        let turn = publishing.turn().await;
+        let turn = publishing.turn(Publisher::Host).await;
         let asked = publishing.publish(requests(&[&range]), Publisher::Host, turn);
         // Long enough for some ports, and not for all: mailboxes are small.
         let gone = tokio::time::timeout(super::PAUSE, asked).await;
@@ -298,7 +302,7 @@ fn changes_whose_askers_have_gone_still_take_their_turns() {
     let range = format!("{first}-{}:100-119", first + 19);
     Bench::new(1000).run(async |publishing| {
         for _ in 0..super::CHANGES {
-            let turn = publishing.turn().await;
+            let turn = publishing.turn(Publisher::Host).await;
             let asked = publishing.publish(requests(&[&range]), Publisher::Host, turn);
             // Asked, and gone.
             tokio::select! {
@@ -308,7 +312,7 @@ fn changes_whose_askers_have_gone_still_take_their_turns() {
             }
         }
         assert_eq!(publishing.turns.available_permits(), 0);
-        drop(publishing.turn().await);
+        drop(publishing.turn(Publisher::Host).await);
     });
 }
 
