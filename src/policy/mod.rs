@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod guest_mac;
+pub mod names;
 pub mod port_set;
 pub mod publish;
 

@@ -48,6 +48,7 @@ use crate::netlink::AddressWatch;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
+use crate::policy::names::NamePolicy;
 use crate::time::Now;
 use readable::Readable;
 
@@ -94,6 +95,8 @@ pub struct Parts {
     pub hostname: Option<String>,
     /// Resolvers to ask instead of the host's.
     pub dns: Vec<IpAddr>,
+    /// What the user says about names.
+    pub names: NamePolicy,
     /// The host's search domains.
     pub search: Vec<String>,
     /// Whether the host has a default route of IPv6.
@@ -136,7 +139,7 @@ async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> 
     }
     spawn_local({
         let dns = slow.dns.clone();
-        async move { dns.follow_resolv_conf().await }
+        async move { dns.follow_files().await }
     });
     spawn_local({
         let current = slow.current.clone();
@@ -238,6 +241,7 @@ impl Slow {
         let settings = dns::Settings {
             servers: parts.dns.iter().map(|ip| SocketAddr::new(*ip, dns::DNS_PORT)).collect(),
             hostname: parts.hostname.clone(),
+            names: parts.names,
             ..dns::Settings::default()
         };
         let dns =

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use tracing::warn;
 
-/// The port of DNS, over UDP and TCP.
-pub const DNS_PORT: u16 = 53;
+pub use crate::policy::names::DNS_PORT;
 
 /// Resolvers that count; glibc takes three, and no host needs more than this.
 const SERVERS_MAX: usize = 20;
