@@ -10,6 +10,7 @@ mod budgets;
 mod configuration;
 mod costs;
 mod datagrams;
+mod dns;
 mod guests;
 mod icmp;
 mod inbound;

@@ -1,4 +1,4 @@
-//! Notices when files that others write, resolv.conf and hosts, mean something else than before.
+//! Files that others write, resolv.conf and hosts: reads them, and notices when they mean something else than before.
 //!
 //! A file may be rewritten in place, replaced by another that is renamed over it, or be a symbolic link that is
 //! switched, and the link may lead over further links (/etc/resolv.conf to /run/systemd/resolve/stub-resolv.conf). So
@@ -12,8 +12,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
@@ -31,6 +33,15 @@ const WALKS_MAX: usize = 8;
 struct Hop {
     directory: PathBuf,
     name: OsString,
+}
+
+/// Reads a file as far as it may be long; what comes behind does not count, nor what is no text.
+pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<String> {
+    // Without waiting, should somebody have put a FIFO there.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The directories that decide what these paths mean, each once. They must stay readable, and so must the files in the

@@ -3,15 +3,14 @@
 //! An address of the loopback means the host there, and would mean the guest here: the guest is told the address under which it
 //! reaches the host's loopback. `localhost` is everybody's own (RFC 6761, 6.3) and stays.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use tracing::{debug, warn};
 
 use super::address_table::AddressTable;
+use super::file_watch::read_bounded;
 use crate::policy::addresses::Addresses;
 use crate::policy::names::DomainName;
 
@@ -26,7 +25,7 @@ const OWN: [&str; 6] =
 
 /// Reads a file; what cannot be read is empty.
 pub(super) fn read(path: &Path, link: &Addresses) -> AddressTable {
-    match read_text(path) {
+    match read_bounded(path, FILE_MAX_BYTES) {
         Ok(text) => parse(&text, link),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             debug!(path = %path.display(), "the host has no hosts file");
@@ -72,14 +71,6 @@ fn as_the_guest_sees(address: IpAddr, name: &str, link: &Addresses) -> Option<Ip
         return Some(address);
     }
     link.family(address.is_ipv4()).map(|family| family.host.ip())
-}
-
-fn read_text(path: &Path) -> io::Result<String> {
-    // Without waiting, should somebody have put a FIFO there.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hickory_proto::rr::RecordType;
+
 use super::Transport;
 use super::message::{self, Query};
 use crate::policy::names::WireText;
@@ -53,7 +55,7 @@ pub(super) fn line(
     took: Duration,
 ) {
     let name = WireText(query.name());
-    let kind = query.question().query_type();
+    let kind = Kind(query.question().query_type());
     let from: &dyn fmt::Display = match &transport {
         Transport::Udp(endpoint) => endpoint,
         Transport::Tcp => &"tcp",
@@ -65,6 +67,18 @@ pub(super) fn line(
     };
     let ms = (took.as_secs_f64() * 1e6).round() / 1e3;
     tracing::info!(target: "dns", %name, %kind, %from, server = %source, rcode = %code, ms, "query");
+}
+
+/// A type by its name, or its number (RFC 3597, 5).
+struct Kind(RecordType);
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            RecordType::Unknown(number) => write!(f, "TYPE{number}"),
+            named => named.fmt(f),
+        }
+    }
 }
 
 /// A response code by its name (RFC 6895, 2.3).

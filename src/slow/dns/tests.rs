@@ -1112,6 +1112,21 @@ async fn a_flood_of_queries_leaves_nothing_behind() {
     assert_eq!(dns.0.flights.under_way(), 0);
 }
 
+/// A service that has everything that can be had, but no resolvers.
+fn everything_at_once() -> Dns {
+    use crate::policy::names::AddressFilter;
+    let names = NamePolicy {
+        zones: vec!["example=127.0.0.1:1".parse().unwrap(), "a.example=127.0.0.1:1".parse().unwrap()],
+        records: vec!["*.test=10.0.0.1".parse().unwrap(), "db.test=fd00::1".parse().unwrap()],
+        filter: AddressFilter::Auto,
+        log: true,
+        ..NamePolicy::default()
+    };
+    let dns = dns_of(Settings { names, ..settings() });
+    dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+    dns
+}
+
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(future)
@@ -1139,8 +1154,7 @@ proptest! {
         }
         let transport = if udp_too { udp(1) } else { Transport::Tcp };
         let answer = run(async {
-            let dns = dns(&[]);
-            dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+            let dns = everything_at_once();
             dns.answer(&message, transport).await
         });
         if let Some(answer) = answer {
@@ -1152,8 +1166,7 @@ proptest! {
     #[test]
     fn no_stream_makes_the_service_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..50) {
         run(async {
-            let dns = dns(&[]);
-            dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+            let dns = everything_at_once();
             over_stream(&dns, async |guest| {
                 for piece in bytes.chunks(piece) {
                     guest.0.write_all(piece).await.unwrap();
