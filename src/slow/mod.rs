@@ -139,7 +139,7 @@ async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> 
     }
     spawn_local({
         let dns = slow.dns.clone();
-        async move { dns.follow_files().await }
+        async move { dns.run().await }
     });
     spawn_local({
         let current = slow.current.clone();

@@ -108,6 +108,11 @@ impl Forwarder {
         poor.ok_or(why)
     }
 
+    /// What goes on without queries. Runs for ever.
+    pub async fn run(&self) {
+        self.upstream.close_spare().await;
+    }
+
     fn in_order(&self, servers: &[SocketAddr]) -> VecDeque<SocketAddr> {
         let silent = self.silent.borrow();
         let now = Instant::now();

@@ -153,8 +153,8 @@ struct Service {
 type Answered = (Option<Vec<u8>>, Source);
 
 impl Dns {
-    /// A service for the guest behind these addresses. Reads the host's files once; [`Self::follow_files`] keeps what they
-    /// say current.
+    /// A service for the guest behind these addresses. Reads the host's files once; [`Self::run`] keeps what they say
+    /// current.
     pub fn new(settings: Settings, addresses: &Addresses, counters: Arc<Counters>) -> Result<Self, DnsError> {
         let service = Service {
             link: addresses.clone(),
@@ -300,9 +300,13 @@ impl Dns {
         stream::serve(self, stream, self.0.settings.limits.per_stream).await;
     }
 
-    /// Reads the host's files anew whenever they change. Runs for ever; returns only if they cannot be watched, which it
-    /// reports.
-    pub async fn follow_files(&self) {
+    /// What goes on without queries: the host's files are followed, sockets that nobody needs are closed. Runs for ever.
+    pub async fn run(&self) {
+        tokio::join!(self.follow_files(), self.0.forwarder.run());
+    }
+
+    /// Reads the host's files anew whenever they change. Returns only if they cannot be watched, which it reports.
+    async fn follow_files(&self) {
         let Settings { resolv_conf, hosts, resolved_conf, .. } = &self.0.settings;
         let paths = vec![resolv_conf.clone(), hosts.clone(), resolved_conf.clone()];
         let error = match FileWatch::new(paths) {

@@ -5,8 +5,8 @@
 //! question is passed over, and the wait goes on: a forger who guesses wrong gains nothing.
 //!
 //! Opening and closing a socket costs more than asking by it. So while queries crowd, one whose answer has come hands its socket
-//! to the next one to the same resolver: a few times, for a second at the most, and not one at which somebody has guessed. When no
-//! query is under way no socket is left.
+//! to the next one to the same resolver: a few times, for a second at the most, and not one at which somebody has guessed. A query
+//! that is alone has a socket of its own.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,7 +21,8 @@ use rand::{RngExt, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use super::message::{MESSAGE_MAX, Query};
 use super::{DnsError, Transport};
@@ -40,6 +41,8 @@ pub(super) struct Upstream {
     under_way: Cell<usize>,
     /// Sockets whose query has been answered, by the resolver they are connected to.
     spare: RefCell<HashMap<SocketAddr, Vec<Line>>>,
+    /// There are such sockets.
+    kept: Notify,
     /// Where datagrams land before their length is known: one for all, since none stays there.
     landing: RefCell<Box<[u8]>>,
 }
@@ -51,15 +54,19 @@ struct Line {
     uses: u8,
 }
 
-/// An exchange under way. With the last one go the sockets that wait for the next.
+/// An exchange under way.
 struct UnderWay<'u>(&'u Upstream);
+
+impl<'u> UnderWay<'u> {
+    fn new(upstream: &'u Upstream) -> Self {
+        upstream.under_way.set(upstream.under_way.get() + 1);
+        Self(upstream)
+    }
+}
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.under_way.set(self.0.under_way.get() - 1);
-        if self.0.under_way.get() == 0 {
-            self.0.spare.borrow_mut().clear();
-        }
     }
 }
 
@@ -72,6 +79,7 @@ impl Upstream {
             ids: RefCell::new(ids),
             under_way: Cell::new(0),
             spare: RefCell::default(),
+            kept: Notify::new(),
             landing: RefCell::new(vec![0; MESSAGE_MAX].into()),
         })
     }
@@ -99,8 +107,7 @@ impl Upstream {
         id: u16,
         counters: &Counters,
     ) -> io::Result<Vec<u8>> {
-        self.under_way.set(self.under_way.get() + 1);
-        let _under_way = UnderWay(self);
+        let _under_way = UnderWay::new(self);
         let mut line = match self.take_spare(server) {
             Some(line) => line,
             None => Line { socket: open_udp(server)?, opened: Instant::now(), uses: 0 },
@@ -144,7 +151,26 @@ impl Upstream {
         let lines = spare.entry(server).or_default();
         if lines.len() < SPARE_MAX {
             lines.push(line);
+            self.kept.notify_one();
         }
+    }
+
+    /// Closes sockets that nobody took. Runs for ever, and only while there are any.
+    pub async fn close_spare(&self) {
+        loop {
+            self.kept.notified().await;
+            while !self.spare.borrow().is_empty() {
+                sleep(AGE_MAX).await;
+                self.close_old();
+            }
+        }
+    }
+
+    fn close_old(&self) {
+        self.spare.borrow_mut().retain(|_, lines| {
+            lines.retain(|line| line.opened.elapsed() < AGE_MAX);
+            !lines.is_empty()
+        });
     }
 }
 
@@ -254,7 +280,14 @@ mod tests {
         for port in ports {
             assert!(seen.iter().filter(|seen| **seen == port).count() <= usize::from(USES_MAX));
         }
-        assert!(upstream.spare.borrow().is_empty(), "with the last query the sockets go");
+        assert!(!upstream.spare.borrow().is_empty());
+        tokio::time::pause();
+        let closed = async {
+            while !upstream.spare.borrow().is_empty() {
+                sleep(AGE_MAX / 10).await;
+            }
+        };
+        tokio::select! { () = upstream.close_spare() => {}, () = closed => {} }
     }
 
     #[tokio::test(flavor = "current_thread")]
