@@ -149,7 +149,7 @@ impl fmt::Display for WireText<'_> {
             for byte in label {
                 match byte {
                     b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'*' => {
-                        f.write_char(char::from(*byte))?
+                        f.write_char(char::from(*byte))?;
                     }
                     _ => write!(f, "\\{byte:03}")?,
                 }

@@ -50,42 +50,39 @@ fn status(guest: &Netns, words: &str) -> String {
     status.split(',').next().unwrap().to_string()
 }
 
-/// Payload size, version, DO and options.
-type Edns = Option<(u16, u8, bool, &'static [u8])>;
-
-fn edns(size: u16, version: u8, dnssec_ok: bool, options: &'static [u8]) -> Edns {
-    Some((size, version, dnssec_ok, options))
-}
+/// An OPT record: payload size, version, DO and options.
+#[derive(Clone, Copy, Debug)]
+struct Opt(u16, u8, bool, &'static [u8]);
 
 /// A query, bit by bit.
 #[derive(Clone, Debug)]
 struct Kind {
     name: &'static str,
-    kind: u16,
+    record: u16,
     class: u16,
     flags: [u8; 2],
-    edns: Edns,
+    opt: Option<Opt>,
     tcp: bool,
 }
 
 /// RD, as stub resolvers set it.
 const RD: [u8; 2] = [1, 0];
 
-fn kind(name: &'static str, kind: u16) -> Kind {
-    Kind { name, kind, class: 1, flags: RD, edns: None, tcp: false }
+fn kind(name: &'static str, record: u16) -> Kind {
+    Kind { name, record, class: 1, flags: RD, opt: None, tcp: false }
 }
 
 impl Kind {
     fn bytes(&self, id: u16) -> Vec<u8> {
         let mut bytes = [id.to_be_bytes(), self.flags, [0, 1], [0; 2], [0; 2]].concat();
-        bytes.extend([0, u8::from(self.edns.is_some())]);
+        bytes.extend([0, u8::from(self.opt.is_some())]);
         for label in self.name.split('.').filter(|label| !label.is_empty()) {
             bytes.push(label.len() as u8);
             bytes.extend(label.as_bytes());
         }
         bytes.push(0);
-        bytes.extend([self.kind, self.class].map(u16::to_be_bytes).concat());
-        if let Some((size, version, dnssec_ok, options)) = self.edns {
+        bytes.extend([self.record, self.class].map(u16::to_be_bytes).concat());
+        if let Some(Opt(size, version, dnssec_ok, options)) = self.opt {
             bytes.extend([0, 0, 41]);
             bytes.extend(size.to_be_bytes());
             bytes.extend([0, version, u8::from(dnssec_ok) << 7, 0]);
@@ -175,9 +172,9 @@ fn kinds() -> Vec<Kind> {
         "many.signed.test",
         "secure.signed.test",
     ] {
-        kinds.push(Kind { edns: edns(4096, 0, true, &[]), ..kind(name, 1) });
-        kinds.push(Kind { edns: edns(512, 0, true, &[]), ..kind(name, 1) });
-        kinds.push(Kind { tcp: true, edns: edns(1232, 0, true, &[]), ..kind(name, 1) });
+        kinds.push(Kind { opt: Some(Opt(4096, 0, true, &[])), ..kind(name, 1) });
+        kinds.push(Kind { opt: Some(Opt(512, 0, true, &[])), ..kind(name, 1) });
+        kinds.push(Kind { tcp: true, opt: Some(Opt(1232, 0, true, &[])), ..kind(name, 1) });
     }
     for flags in [[0, 0], [1, 0x10], [1, 0x20], [0, 0x30]] {
         kinds.push(Kind { flags, ..web() });
@@ -190,12 +187,12 @@ fn kinds() -> Vec<Kind> {
         b"\0\x0c\0\x04\0\0\0\0",
         b"\xff\xee\0\x02hi",
     ];
-    kinds.extend(options.map(|options| Kind { edns: edns(1232, 0, false, options), ..web() }));
+    kinds.extend(options.map(|options| Kind { opt: Some(Opt(1232, 0, false, options)), ..web() }));
     kinds.extend(
         [0, 100, 1232, u16::MAX]
-            .map(|size| Kind { edns: edns(size, 0, false, &[]), ..kind("many.signed.test", 1) }),
+            .map(|size| Kind { opt: Some(Opt(size, 0, false, &[])), ..kind("many.signed.test", 1) }),
     );
-    kinds.push(Kind { edns: edns(1232, 1, false, &[]), ..web() });
+    kinds.push(Kind { opt: Some(Opt(1232, 1, false, &[])), ..web() });
     kinds.push(Kind { tcp: true, ..kind("many.signed.test", 1) });
     kinds.push(Kind { tcp: true, ..kind("signed.test", 255) });
     for (name, class) in
@@ -478,7 +475,7 @@ fn records_of_the_user_are_answered_and_hosts_can_be_left_out() {
             mounts.etc(&[
                 ("resolv.conf", &format!("nameserver {far}\n")),
                 ("hosts", "203.0.113.61 absent.test db.test\n"),
-            ])
+            ]);
         });
         let hythe = start.options(&options).run();
         assert_eq!(dig(&hythe.guest, "db.test A"), ["10.0.0.5"]);
@@ -549,8 +546,8 @@ fn a_host_without_resolvers_fails_at_once_and_one_with_too_many_in_time() {
     }
     // Nobody has any of these but the last.
     let _server = DnsServer::start(&site.far, Family::V4.far(), 1);
-    let many: String = (1..20).map(|last| format!("nameserver 10.77.0.1{last:02}\n")).collect();
-    let many = format!("{many}nameserver {}\n", Family::V4.far());
+    let many = (1..20).map(|last| format!("nameserver 10.77.0.1{last:02}\n"));
+    let many = many.chain([format!("nameserver {}\n", Family::V4.far())]).collect::<Vec<_>>().concat();
     let hythe = Hythe::of(&site.host, ANY).mounts(move |mounts| mounts.resolv_conf(&many)).run();
     wait_until("all but the last to be known as dead", || {
         status(&hythe.guest, "address.test A") == "NOERROR"

@@ -31,7 +31,7 @@ pub(super) struct AddressTable {
 }
 
 impl AddressTable {
-    /// Adds addresses to a name. Only the first name of an address is found by the address.
+    /// Adds addresses to a name, or a name without any.
     pub fn add(&mut self, name: &DomainName, addresses: &[IpAddr]) {
         let known = self.names.entry(name.clone()).or_default();
         for address in addresses {
@@ -41,7 +41,7 @@ impl AddressTable {
         }
     }
 
-    /// Makes a name the one that an address has, unless it has one.
+    /// Makes a name the one that is found by an address, unless it has one.
     pub fn point(&mut self, address: IpAddr, name: &DomainName) {
         self.pointers.entry(DomainName::of_address(address)).or_insert_with(|| name.clone());
     }
@@ -100,7 +100,9 @@ mod tests {
             let name: DomainName = name.parse().unwrap();
             let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
             table.add(&name, &addresses);
-            addresses.iter().for_each(|address| table.point(*address, &name));
+            for address in addresses {
+                table.point(address, &name);
+            }
         }
         table
     }
@@ -113,6 +115,7 @@ mod tests {
         Some(found.answers.iter().map(|record| record.data.to_string()).collect())
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "what look_up returns")]
     fn said<const N: usize>(texts: [&str; N]) -> Option<Vec<String>> {
         Some(texts.map(str::to_string).to_vec())
     }

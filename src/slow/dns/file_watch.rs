@@ -226,8 +226,10 @@ mod tests {
         symlink("../run/link", &path).unwrap();
         symlink(directory.path("elsewhere/file"), directory.path("run/link")).unwrap();
         fs::write(directory.path("elsewhere/file"), "1").unwrap();
-        let canonical: Vec<_> =
-            watched_directories(&[path.clone()]).iter().map(|path| path.canonicalize().unwrap()).collect();
+        let canonical: Vec<_> = watched_directories(std::slice::from_ref(&path))
+            .iter()
+            .map(|path| path.canonicalize().unwrap())
+            .collect();
         assert_eq!(canonical, ["etc", "run", "elsewhere"].map(|name| directory.path(name)));
 
         let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
@@ -238,7 +240,7 @@ mod tests {
         is_noticed(&mut watch, "the switch", switch).await;
         let create = || fs::write(directory.path("etc/file"), "3").unwrap();
         is_noticed(&mut watch, "the new target", create).await;
-        assert_eq!(watched_directories(&[path.clone()]).len(), 2, "etc twice, and run");
+        assert_eq!(watched_directories(std::slice::from_ref(&path)).len(), 2, "etc twice, and run");
     }
 
     #[tokio::test(flavor = "current_thread")]

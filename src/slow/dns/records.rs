@@ -100,7 +100,9 @@ impl Records {
             self.table.add(name, addresses);
             // What an asterisk stands for has no one name.
             if !name.wire().starts_with(b"\x01*") {
-                addresses.iter().for_each(|address| self.table.point(*address, name));
+                for address in addresses {
+                    self.table.point(*address, name);
+                }
             }
         }
     }

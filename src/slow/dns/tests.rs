@@ -32,7 +32,7 @@ fn udp(port: u16) -> Transport {
 }
 
 fn dns_with(servers: Vec<SocketAddr>, limits: Limits, patience: Patience) -> Dns {
-    dns_of(Settings { servers, limits, patience, ..settings() })
+    dns_of(Settings { servers, patience, limits, ..settings() })
 }
 
 /// Neither the files of the host that the tests run on nor a cache.
@@ -998,7 +998,7 @@ async fn addresses_that_are_filtered_are_not_there_and_not_asked_for() {
         (AddressFilter::Ipv6, Some(RecordType::AAAA)),
     ] {
         let records = vec!["own.test=10.0.0.1,fd00::1".parse().unwrap()];
-        let names = NamePolicy { filter, records, ..settings().names };
+        let names = NamePolicy { records, filter, ..settings().names };
         let dns = dns_of(Settings { servers: vec![server.address], names, ..settings() });
         for kind in [RecordType::A, RecordType::AAAA, RecordType::MX, RecordType::ANY] {
             let answer = ask_for(&dns, "example.com.", kind).await;
