@@ -426,6 +426,15 @@ impl Config {
             let name = &zone.name;
             return Err(ConfigError::Value(format!("--zone {name}: names no server; give one or more")));
         }
+        if options.record.len() > names::RECORDS_MAX {
+            let (given, most) = (options.record.len(), names::RECORDS_MAX);
+            return Err(ConfigError::Value(format!("--record: {given} are too many; there can be {most}")));
+        }
+        if let Some(record) = options.record.iter().find(|record| record.values.len() > names::ADDRESSES_MAX)
+        {
+            let (name, most) = (&record.name, names::ADDRESSES_MAX);
+            return Err(ConfigError::Value(format!("--record {name}: has more than {most} addresses")));
+        }
         let names = NamePolicy {
             zones: options.zone,
             records: options.record,
@@ -713,6 +722,7 @@ mod tests {
                 Options { dns_cache: Some(100_001), ..options() },
                 "--dns-cache 100001: must be from 0 to 100000",
             ),
+            (Options { record: vec!["n.test=".parse().unwrap(); 4097], ..options() }, "there can be 4096"),
             (Options { zone: vec!["corp.example=".parse().unwrap()], ..options() }, "names no server"),
         ] {
             let message = message(options);

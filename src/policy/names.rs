@@ -238,6 +238,10 @@ pub enum AddressFilter {
     Auto,
 }
 
+/// Names that can have records of the user's.
+pub const RECORDS_MAX: usize = 4096;
+/// Addresses of one name.
+pub const ADDRESSES_MAX: usize = 64;
 /// Answers that are kept by default.
 pub const CACHE_DEFAULT: usize = 1000;
 /// Answers that can be kept at the most.

@@ -13,12 +13,10 @@ use hickory_proto::serialize::binary::BinDecodable;
 
 use super::message::{self, Query};
 use super::names::Found;
-use crate::policy::names::{DomainName, suffixes};
+use crate::policy::names::{ADDRESSES_MAX, DomainName, suffixes};
 
 /// How long an answer may be kept, in seconds: these names may change at any time, and then soon for all.
 const TTL_S: u32 = 10;
-/// Addresses of one name.
-pub(super) const ADDRESSES_MAX: usize = 64;
 /// The label that stands for whatever is there (RFC 4592).
 const ASTERISK: &[u8] = b"\x01*";
 

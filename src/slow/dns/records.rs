@@ -3,19 +3,16 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::address_table::{ADDRESSES_MAX, AddressTable};
+use super::address_table::AddressTable;
 use super::message::Query;
 use super::names::Found;
-use crate::policy::names::{DomainName, Entry};
-
-/// Names that can have records.
-const NAMES_MAX: usize = 4096;
+use crate::policy::names::{ADDRESSES_MAX, DomainName, Entry, RECORDS_MAX};
 
 /// Why a record cannot be added.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RecordError {
     /// There are too many names.
-    #[error("{NAMES_MAX} names have records, and no more can: remove some first")]
+    #[error("{RECORDS_MAX} names have records, and no more can: remove some first")]
     Names,
     /// The name has too many addresses.
     #[error("{0} would have more than {ADDRESSES_MAX} addresses")]
@@ -51,7 +48,7 @@ impl Records {
     fn insert(&mut self, name: &DomainName, addresses: &[IpAddr]) -> Result<(), RecordError> {
         let mut all = match self.entries.get(name) {
             Some(known) => known.clone(),
-            None if self.entries.len() >= NAMES_MAX => return Err(RecordError::Names),
+            None if self.entries.len() >= RECORDS_MAX => return Err(RecordError::Names),
             None => Vec::new(),
         };
         for address in addresses {
@@ -150,10 +147,10 @@ mod tests {
         assert_eq!(list(&records), [("x.test".into(), ADDRESSES_MAX)]);
 
         let entry = |number| Entry { name: name(&format!("n{number}.test")), values: vec![] };
-        let entries: Vec<_> = (0..NAMES_MAX).map(entry).collect();
+        let entries: Vec<_> = (0..RECORDS_MAX).map(entry).collect();
         let mut records = Records::new(&entries).unwrap();
         assert_eq!(records.add(&name("more.test"), &[ip(1)]), Err(RecordError::Names));
         records.add(&name("n1.test"), &[ip(1)]).unwrap();
-        assert_eq!(records.list().len(), NAMES_MAX);
+        assert_eq!(records.list().len(), RECORDS_MAX);
     }
 }
