@@ -589,13 +589,24 @@ on_every_cell! {
                 let _ = socket.send_to(&query, gateway);
             }
         };
-        flood(500);
-        assert_eq!(dig(&hythe.guest, "mail.signed.test A"), ["203.0.113.25"]);
+        // Right behind a flood a query may be one too many: dropped, or refused by SERVFAIL.
+        let is_answered = || {
+            wait_until("an answer", || {
+                let shown = dig(&hythe.guest, "+tries=20 +time=1 mail.signed.test A");
+                shown.last().is_some_and(|line| line == "203.0.113.25")
+            });
+        };
+        // As much as a flood takes at a time is taken by the first; the next ones take no more.
+        flood(3000);
+        is_answered();
         let before = resident_kib(&hythe);
-        flood(5000);
-        assert_eq!(dig(&hythe.guest, "mail.signed.test A"), ["203.0.113.25"]);
+        for _ in 0..2 {
+            flood(3000);
+            is_answered();
+        }
         let after = resident_kib(&hythe);
-        assert!(after < before + (16 << 10), "{before} KiB have become {after}");
+// Some 300 MB were sent. What waits at a time differs, and so does what the allocator keeps of it.
+        assert!(after < before + (64 << 10), "{before} KiB have become {after}");
         let counters = hythe.counters();
         assert!(counters.get("dns_garbage") > 0 && counters.get("dns_unfit") > 0);
         hythe.stop().assert_clean(0);
