@@ -16,6 +16,7 @@ use crate::netlink::HostNetwork;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, OTHER_SUBNETS6, SUBNET, SUBNET6};
 use crate::policy::guest_api::{GuestApi, GuestBounds, port_range};
+use crate::policy::names::{self, AddressFilter, Entry, NamePolicy, Server};
 use crate::policy::publish::{self, PublishRequest};
 
 /// The gateway's MAC: locally administered, the same in every guest, so that a moved guest's cache stays right.
@@ -107,6 +108,32 @@ pub struct Options {
     /// Ask this resolver instead of the host's (repeatable)
     #[arg(long, value_name = "ADDR")]
     pub dns: Vec<IpAddr>,
+
+    /// Ask these servers, and no others, about the names of a zone (repeatable; in a file: the table zones)
+    #[arg(long, value_name = "NAME=ADDR[,ADDR…]")]
+    #[serde(rename = "zones", deserialize_with = "names::entries")]
+    pub zone: Vec<Entry<Server>>,
+
+    /// Answer these addresses for a name; *.NAME: for all below it (repeatable; in a file: the table records)
+    #[arg(long, value_name = "NAME=ADDR[,ADDR…]")]
+    #[serde(rename = "records", deserialize_with = "names::entries")]
+    pub record: Vec<Entry<IpAddr>>,
+
+    /// Do not answer by the host's /etc/hosts
+    #[arg(long)]
+    pub no_hosts: bool,
+
+    /// Answers of resolvers that are kept as long as they hold; 0 none [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub dns_cache: Option<usize>,
+
+    /// Addresses of resolvers' answers that the guest is not told; auto: IPv6 while the host has no route for it
+    #[arg(long, value_enum)]
+    pub dns_filter: Option<AddressFilter>,
+
+    /// Log every query: its name, type, sender, who answered, and how
+    #[arg(long)]
+    pub dns_log: bool,
 
     /// Do not let the guest reach the host's loopback
     #[arg(long)]
@@ -296,6 +323,12 @@ impl Options {
             interface: self.interface.or(other.interface),
             hostname: self.hostname.or(other.hostname),
             dns: either(self.dns, other.dns),
+            zone: either(self.zone, other.zone),
+            record: either(self.record, other.record),
+            no_hosts: self.no_hosts || other.no_hosts,
+            dns_cache: self.dns_cache.or(other.dns_cache),
+            dns_filter: self.dns_filter.or(other.dns_filter),
+            dns_log: self.dns_log || other.dns_log,
             no_host_loopback: self.no_host_loopback || other.no_host_loopback,
             no_host_addresses: self.no_host_addresses || other.no_host_addresses,
             allow_metadata: self.allow_metadata || other.allow_metadata,
@@ -336,6 +369,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Resolvers to ask instead of the host's.
     pub dns: Vec<IpAddr>,
+    /// What else is said about names.
+    pub names: NamePolicy,
     /// Ports to publish.
     pub publish: Vec<PublishRequest>,
     /// Which control socket it has.
@@ -424,6 +459,32 @@ impl Config {
         if !(64..=16_777_216).contains(&max_flows) {
             return Err(ConfigError::Value(format!("--max-flows {max_flows}: must be from 64 to 16777216")));
         }
+        let cache = options.dns_cache.unwrap_or(names::CACHE_DEFAULT);
+        if cache > names::CACHE_MAX {
+            let most = names::CACHE_MAX;
+            return Err(ConfigError::Value(format!("--dns-cache {cache}: must be from 0 to {most}")));
+        }
+        if let Some(zone) = options.zone.iter().find(|zone| zone.values.is_empty()) {
+            let name = &zone.name;
+            return Err(ConfigError::Value(format!("--zone {name}: names no server; give one or more")));
+        }
+        if options.record.len() > names::RECORDS_MAX {
+            let (given, most) = (options.record.len(), names::RECORDS_MAX);
+            return Err(ConfigError::Value(format!("--record: {given} are too many; there can be {most}")));
+        }
+        if let Some(record) = options.record.iter().find(|record| record.values.len() > names::ADDRESSES_MAX)
+        {
+            let (name, most) = (&record.name, names::ADDRESSES_MAX);
+            return Err(ConfigError::Value(format!("--record {name}: has more than {most} addresses")));
+        }
+        let names = NamePolicy {
+            zones: options.zone,
+            records: options.record,
+            hosts: !options.no_hosts,
+            cache,
+            filter: options.dns_filter.unwrap_or_default(),
+            log: options.dns_log,
+        };
         let global_prefix = host.global_prefix.filter(|_| v6.is_some());
         Ok(Self {
             addresses: Addresses {
@@ -443,6 +504,7 @@ impl Config {
             interface,
             hostname: options.hostname,
             dns: options.dns,
+            names,
             publish,
             control,
             guest_api,
@@ -705,6 +767,12 @@ mod tests {
                 "--guest-api-ports '9-5': is no range",
             ),
             (Options { name: Some("../x".into()), ..options() }, "--name '../x': "),
+            (
+                Options { dns_cache: Some(100_001), ..options() },
+                "--dns-cache 100001: must be from 0 to 100000",
+            ),
+            (Options { record: vec!["n.test=".parse().unwrap(); 4097], ..options() }, "there can be 4096"),
+            (Options { zone: vec!["corp.example=".parse().unwrap()], ..options() }, "names no server"),
         ] {
             let message = message(options);
             assert!(message.contains(expected), "{message}");
@@ -725,6 +793,20 @@ mod tests {
             (Some(1400), vec!["8000:80".to_string()], true)
         );
         assert_eq!(merged.engine, Some(EngineChoice::IoUring));
+    }
+
+    #[test]
+    fn tables_of_a_file_say_what_the_options_of_their_names_do() {
+        let file = "dns-cache = 0\ndns-filter = 'auto'\n[zones]\n'corp.example' = ['10.8.0.53', '[fd00::53]:5353']\n\
+                    [records]\n'db.test' = ['10.0.0.5', 'fd00::5']\n";
+        let options = Options::parse(file, Path::new("hythe.toml")).unwrap();
+        let zone = "corp.example=10.8.0.53,[fd00::53]:5353".parse().unwrap();
+        let record = "db.test=10.0.0.5,fd00::5".parse().unwrap();
+        assert_eq!((&options.zone, &options.record), (&vec![zone], &vec![record]));
+        let names = config(options).unwrap().names;
+        assert_eq!((names.cache, names.filter, names.zones.len()), (0, AddressFilter::Auto, 1));
+        let error = Options::parse("[zones]\n'corp..example' = ['10.8.0.53']\n", Path::new("x.toml"));
+        assert!(error.unwrap_err().to_string().contains("'corp..example' is no domain name"));
     }
 
     #[test]

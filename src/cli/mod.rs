@@ -103,7 +103,7 @@ impl Cli {
             Command::Ports { wanted, json } => return ask::ports(&wanted, json),
             Command::Vm { options, monitor } => {
                 let options = options.with_file()?;
-                log(options.verbose, options.log_format.unwrap_or_default());
+                log(options.verbose, options.dns_log, options.log_format.unwrap_or_default());
                 return vm::serve(options, &monitor);
             }
             Command::Run { options, command } => (options, Target::Run { command }),
@@ -120,7 +120,7 @@ impl Cli {
                 "--hostname {name}: attach leaves the host name to those who live in the namespace; it is for hythe run"
             );
         }
-        log(options.verbose, options.log_format.unwrap_or_default());
+        log(options.verbose, options.dns_log, options.log_format.unwrap_or_default());
         guest::serve(options, target)
     }
 }
@@ -146,11 +146,12 @@ pub fn in_one_line(error: &clap::Error) -> String {
 }
 
 /// Log lines go to standard error; what they say is chosen by `-v`, or by `HYTHE_LOG`.
-fn log(verbose: u8, format: LogFormat) {
+fn log(verbose: u8, dns: bool, format: LogFormat) {
     use tracing_subscriber::EnvFilter;
-    let default = match verbose {
-        0 => "warn",
-        1 => "info",
+    let default = match (verbose, dns) {
+        (0, false) => "warn",
+        (0, true) => "warn,dns=info",
+        (1, _) => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("HYTHE_LOG").unwrap_or_else(|_| EnvFilter::new(default));

@@ -24,6 +24,8 @@ use tcp::Accepted;
 
 /// The host's resolver configuration.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The host's own list of names.
+pub const HOSTS: &str = "/etc/hosts";
 
 /// A connection to be opened on the host.
 #[derive(Clone, Copy, Debug)]

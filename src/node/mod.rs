@@ -24,9 +24,9 @@ use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
 use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
-use crate::host::RESOLV_CONF;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
+use crate::host::{HOSTS, RESOLV_CONF};
 use crate::io::{discard, return_what_is_freed};
 use crate::link::Link;
 use crate::monitor::Wake;
@@ -219,6 +219,7 @@ impl Node {
             mtu: config.mtu,
             hostname: config.hostname.clone(),
             dns: config.dns.clone(),
+            names: config.names.clone(),
             search,
             host_has_default: config.host_has_default,
             ports: provisions.ports,
@@ -381,7 +382,7 @@ fn start_service(
 /// Gives up what the threads to come do not need. Returns whether files are shut too.
 fn close_sandbox(tidied: &[&Path]) -> Result<bool, SandboxError> {
     sandbox::drop_capabilities(&[])?;
-    let mut readable = watched_directories(Path::new(RESOLV_CONF));
+    let mut readable = watched_directories(&[RESOLV_CONF, HOSTS].map(PathBuf::from));
     // Where a link may be switched to when the host's network changes.
     readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));
     sandbox::shut_files(&readable, tidied)

@@ -67,8 +67,12 @@ metrics! {
     DnsGarbage => "dns_garbage",
     /// Queries answered with a code alone: malformed, another opcode, a transfer.
     DnsUnfit => "dns_unfit",
-    /// Queries for names of the link.
+    /// Queries for names that hythe knows itself: of the link, of the hosts file, of the user's records.
     DnsOwnNames => "dns_own_names",
+    /// Queries for addresses of a kind that the guest is not told.
+    DnsFiltered => "dns_filtered",
+    /// Queries answered by what a resolver said before.
+    DnsCacheHits => "dns_cache_hits",
     /// Queries handed to the host's resolvers.
     DnsForwarded => "dns_forwarded",
     /// Queries that were still under way when they came again.

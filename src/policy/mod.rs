@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod guest_api;
 pub mod guest_mac;
+pub mod names;
 pub mod port_set;
 pub mod publish;
 

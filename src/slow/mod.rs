@@ -49,11 +49,15 @@ use crate::netlink::NetworkWatch;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
+use crate::policy::names::NamePolicy;
 use crate::time::Now;
 use readable::Readable;
 
 /// How long a lease of an address lasts, in seconds. The address is the guest's alone, so it need not be short.
 const LEASE_S: u32 = 86_400;
+
+/// Mail that is taken before what it has begun gets its turn: fewer things than the runtime runs in one.
+const MAIL_A_TURN: usize = 32;
 
 const DHCP_SERVER: u16 = 67;
 const DHCPV6_SERVER: u16 = 547;
@@ -95,6 +99,8 @@ pub struct Parts {
     pub hostname: Option<String>,
     /// Resolvers to ask instead of the host's.
     pub dns: Vec<IpAddr>,
+    /// What the user says about names.
+    pub names: NamePolicy,
     /// The host's search domains.
     pub search: Vec<String>,
     /// Whether the host has a default route, for IPv4 and IPv6.
@@ -144,7 +150,7 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
     }
     spawn_local({
         let dns = slow.dns.clone();
-        async move { dns.follow_resolv_conf().await }
+        async move { dns.run().await }
     });
     let network = Rc::new(network::Network::new(slow.current.clone(), slow.events.clone(), has_default));
     let mut default_routes = network.default_routes();
@@ -171,7 +177,8 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
             }
         }
         waker.awake();
-        while let Some(thing) = mail.take() {
+        // A guest may send faster than its queries are answered, and each of them holds its message.
+        for thing in std::iter::from_fn(|| mail.take()).take(MAIL_A_TURN) {
             slow.take(thing);
         }
         // Queries and streams that the mail has begun get their turn.
@@ -248,6 +255,7 @@ impl Slow {
         let settings = dns::Settings {
             servers: parts.dns.iter().map(|ip| SocketAddr::new(*ip, dns::DNS_PORT)).collect(),
             hostname: parts.hostname.clone(),
+            names: parts.names,
             ..dns::Settings::default()
         };
         let dns =

@@ -10,6 +10,7 @@ mod budgets;
 mod configuration;
 mod costs;
 mod datagrams;
+mod dns;
 mod guest_api;
 mod guests;
 mod icmp;

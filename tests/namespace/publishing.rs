@@ -706,7 +706,7 @@ fn the_api_is_as_its_description_says() {
     assert!(status.success(), "{said}");
     let status: Status =
         serde_json::from_slice(&ask(&control.path, Method::GET, "/v1/status", None).unwrap()).unwrap();
-    assert_eq!((status.pid as i32, status.workers), (hythe.pid(), 2));
+    assert_eq!((status.pid, status.workers), (Some(hythe.pid() as u32), 2));
     assert!(hythe.is_running());
     hythe.stop().assert_clean(0);
 }

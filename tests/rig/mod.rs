@@ -21,6 +21,7 @@ pub mod dns_server;
 pub mod hythe;
 pub mod mounts;
 pub mod netns;
+pub mod nsd;
 pub mod pattern;
 pub mod process;
 pub mod program;

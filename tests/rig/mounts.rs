@@ -69,4 +69,18 @@ impl Mounts {
         let target = fs::canonicalize("/etc/resolv.conf").unwrap();
         Self::bind(&file, &target);
     }
+
+    /// Another /etc, with nothing in it but these files and links (`name -> target`). They can be replaced and renamed,
+    /// as whoever keeps a host does.
+    pub fn etc(&self, files: &[(&str, &str)]) {
+        let directory = Path::new(STAGE).join("etc");
+        fs::create_dir(&directory).unwrap();
+        for (name, content) in files {
+            match name.split_once(" -> ") {
+                Some((name, target)) => std::os::unix::fs::symlink(target, directory.join(name)).unwrap(),
+                None => fs::write(directory.join(name), content).unwrap(),
+            }
+        }
+        Self::bind(&directory, Path::new("/etc"));
+    }
 }

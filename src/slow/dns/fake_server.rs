@@ -101,6 +101,18 @@ pub(super) fn with_opt(mut query: Vec<u8>, version: u8, dnssec_ok: bool, options
     query
 }
 
+/// A reply with a record more, of the name asked for, at the end of section 0, 1 or 2, behind which there is none.
+pub(super) fn with_record(mut reply: Vec<u8>, section: usize, kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
+    reply.extend([0xc0, 12]);
+    reply.extend(kind.to_be_bytes());
+    reply.extend([0, 1]);
+    reply.extend(ttl.to_be_bytes());
+    reply.extend((data.len() as u16).to_be_bytes());
+    reply.extend(data);
+    reply[7 + 2 * section] += 1;
+    reply
+}
+
 /// The query sent back as its own answer, with QR and RA set.
 pub(super) fn reply_to(query: &[u8]) -> Vec<u8> {
     let mut reply = query.to_vec();

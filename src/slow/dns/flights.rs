@@ -45,6 +45,12 @@ impl Flights {
         Self { limit, under_way: Cell::new(0), known: RefCell::default() }
     }
 
+    /// How many are under way.
+    #[cfg(test)]
+    pub fn under_way(&self) -> usize {
+        self.under_way.get()
+    }
+
     /// Asks for a place; a thing without identity is never a duplicate.
     pub fn admit(&self, flight: Option<Flight>) -> Admission<'_> {
         if flight.as_ref().is_some_and(|flight| self.known.borrow().contains(flight)) {

@@ -6,12 +6,14 @@
 //! reached, or refuses the port, is passed over at once, and so is one that says SERVFAIL, NOTIMP or REFUSED; the last
 //! such answer is given where nobody does better. Every other answer is the answer, whatever its code.
 //!
-//! A resolver that let its time pass is asked after the others for a while, so that only one query in that while
-//! waits for it.
+//! A resolver that let its time pass is asked after the others for a while. Then one query tries it again, and gives it
+//! [`Patience::trial`] before the next one is asked too; so a dead resolver costs one query in such a while that short time, and
+//! the others nothing.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use tokio::time::{Instant, timeout_at};
@@ -23,11 +25,14 @@ use super::upstream::Upstream;
 use super::{DnsError, Patience, Transport};
 use crate::observe::counters::{Counters, Metric};
 
+/// Resolvers whose silence is remembered. Who changes more than these in [`Patience::silent_last`] is asked anew.
+const REMEMBERED_MAX: usize = 64;
+
 /// Asks resolvers and remembers how they behaved.
 pub(super) struct Forwarder {
     patience: Patience,
     upstream: Upstream,
-    /// Resolvers that kept silent, and until when they are asked last.
+    /// Resolvers that kept silent and have not spoken since, and until when they are asked last.
     silent: RefCell<HashMap<SocketAddr, Instant>>,
 }
 
@@ -48,14 +53,14 @@ impl Forwarder {
         Ok(Self { patience, upstream: Upstream::new()?, silent: RefCell::default() })
     }
 
-    /// The answer of these resolvers, byte for byte but for the ID, which is the guest's.
+    /// The answer of these resolvers, byte for byte but for the ID, which is the guest's, and which of them gave it.
     pub async fn forward(
         &self,
         query: &Query<'_>,
         servers: &[SocketAddr],
         transport: Transport,
         counters: &Counters,
-    ) -> Result<Vec<u8>, Unanswered> {
+    ) -> Result<(SocketAddr, Vec<u8>), Unanswered> {
         let mut why = if servers.is_empty() { Unanswered::NoServers } else { Unanswered::Unreachable };
         let deadline = Instant::now() + self.patience.total;
         let mut waiting = self.in_order(servers);
@@ -65,7 +70,7 @@ impl Forwarder {
         while let Some(server) = waiting.pop_front() {
             attempts
                 .push(async move { (server, self.upstream.ask(server, query, transport, counters).await) });
-            let until = deadline.min(Instant::now() + self.patience.attempt);
+            let until = deadline.min(Instant::now() + self.time_alone(server));
             loop {
                 let Ok((from, result)) = timeout_at(until, attempts.next()).await else {
                     counters.add(Metric::DnsServerTimeouts, 1);
@@ -78,10 +83,10 @@ impl Forwarder {
                     Ok(reply) => {
                         self.forget_silence(from);
                         if !is_poor(&reply) {
-                            return Ok(reply);
+                            return Ok((from, reply));
                         }
                         counters.add(Metric::DnsServerFailures, 1);
-                        poor = Some(reply);
+                        poor = Some((from, reply));
                     }
                     Err(error) => {
                         counters.add(Metric::DnsServerUnreachable, 1);
@@ -103,6 +108,11 @@ impl Forwarder {
         poor.ok_or(why)
     }
 
+    /// What goes on without queries. Runs for ever.
+    pub async fn run(&self) {
+        self.upstream.close_spare().await;
+    }
+
     fn in_order(&self, servers: &[SocketAddr]) -> VecDeque<SocketAddr> {
         let silent = self.silent.borrow();
         let now = Instant::now();
@@ -111,12 +121,28 @@ impl Forwarder {
         first.into_iter().chain(last).copied().collect()
     }
 
-    /// The memory holds no more than the resolvers that were configured in one such while.
-    fn remember_silence(&self, server: SocketAddr) {
+    /// How long a resolver is alone with a query. Whoever tries one again that kept silent does so for all others too.
+    fn time_alone(&self, server: SocketAddr) -> Duration {
         let now = Instant::now();
+        match self.silent.borrow_mut().get_mut(&server) {
+            Some(until) if *until <= now => {
+                *until = now + self.patience.silent_last;
+                self.patience.trial
+            }
+            _ => self.patience.attempt,
+        }
+    }
+
+    /// One that let its time pass is asked last for a while.
+    pub fn remember_silence(&self, server: SocketAddr) {
+        let until = Instant::now() + self.patience.silent_last;
         let mut silent = self.silent.borrow_mut();
-        silent.retain(|_, until| *until > now);
-        silent.insert(server, now + self.patience.silent_last);
+        silent.insert(server, until);
+        if silent.len() > REMEMBERED_MAX
+            && let Some(oldest) = silent.iter().min_by_key(|(_, until)| **until).map(|(server, _)| *server)
+        {
+            silent.remove(&oldest);
+        }
     }
 
     fn forget_silence(&self, server: SocketAddr) {
@@ -135,7 +161,6 @@ fn is_poor(reply: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn silent_resolvers_come_last_in_their_own_order_and_are_forgotten_in_time() {
@@ -147,12 +172,27 @@ mod tests {
         forwarder.forget_silence(server(1));
         assert_eq!(forwarder.in_order(&[1, 2, 3, 4].map(server)), [1, 2, 4, 3].map(server));
 
-        let patience = Patience { silent_last: Duration::ZERO, ..Patience::default() };
-        let forwarder = Forwarder::new(patience).unwrap();
-        for port in 1..100 {
+        for port in 1..=1000 {
             forwarder.remember_silence(server(port));
         }
-        assert_eq!(forwarder.in_order(&[99, 98].map(server)), [99, 98].map(server));
-        assert_eq!(forwarder.silent.borrow().len(), 1);
+        assert_eq!(forwarder.silent.borrow().len(), REMEMBERED_MAX);
+        assert_eq!(forwarder.in_order(&[1000, 1].map(server)), [1, 1000].map(server));
+    }
+
+    #[test]
+    fn one_that_kept_silent_is_tried_for_a_short_time_by_one_query() {
+        let server = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let patience = Patience { silent_last: Duration::from_millis(50), ..Patience::default() };
+        let forwarder = Forwarder::new(patience).unwrap();
+        assert_eq!(forwarder.time_alone(server(1)), patience.attempt);
+        forwarder.remember_silence(server(1));
+        assert_eq!(forwarder.in_order(&[1, 2].map(server)), [2, 1].map(server));
+        assert_eq!(forwarder.time_alone(server(1)), patience.attempt, "asked last, it is given its time");
+        std::thread::sleep(patience.silent_last);
+        assert_eq!(forwarder.in_order(&[1, 2].map(server)), [1, 2].map(server));
+        assert_eq!(forwarder.time_alone(server(1)), patience.trial);
+        assert_eq!(forwarder.in_order(&[1, 2].map(server)), [2, 1].map(server), "the next one does not wait");
+        forwarder.forget_silence(server(1));
+        assert_eq!(forwarder.time_alone(server(1)), patience.attempt);
     }
 }

@@ -14,7 +14,12 @@ use super::flights::Flight;
 use super::names::Found;
 
 /// The length of a header (RFC 1035, 4.1.1).
-const HEADER_LEN: usize = 12;
+pub(super) const HEADER_LEN: usize = 12;
+
+/// RFC 1035, 4.2.1: as long is an answer that anybody takes over UDP.
+const PLAIN_UDP_MAX: usize = 512;
+/// An OPT record without options: the root's name and what is fixed (RFC 6891, 6.1.2).
+const BARE_OPT_LEN: usize = 11;
 
 /// The longest message: TCP has 16 bits for its length (RFC 1035, 4.2.2), and UDP has less.
 pub(super) const MESSAGE_MAX: usize = u16::MAX as usize;
@@ -28,6 +33,8 @@ pub(super) struct Query<'m> {
     bytes: &'m [u8],
     metadata: Metadata,
     question: op::Query,
+    /// The name asked for, as it is in the message but for its letters, which are small.
+    name: Box<[u8]>,
     question_end: usize,
     opt: Option<OptHead>,
 }
@@ -35,6 +42,7 @@ pub(super) struct Query<'m> {
 /// What the fixed part of an OPT record says (RFC 6891, 6.1.3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct OptHead {
+    payload: u16,
     version: u8,
     dnssec_ok: bool,
 }
@@ -61,10 +69,15 @@ pub(super) struct ExtendedError {
 impl ExtendedError {
     /// "Other Error".
     pub const BUSY: Self = Self { code: 0, text: "hythe: too many queries are under way" };
+    /// "Filtered".
+    pub const FILTERED: Self = Self { code: 17, text: "hythe: --dns-filter" };
     /// "No Reachable Authority".
     pub const NO_SERVERS: Self = Self { code: 22, text: "hythe: the host has no resolvers" };
     /// "No Reachable Authority".
     pub const SILENT: Self = Self { code: 22, text: "hythe: no resolver of the host answered in time" };
+    /// "No Reachable Authority".
+    pub const ZONE_SILENT: Self =
+        Self { code: 22, text: "hythe: no server of this zone answered, and no other is asked" };
     /// "Network Error".
     pub const UNREACHABLE: Self = Self { code: 23, text: "hythe: no resolver of the host can be reached" };
 
@@ -99,12 +112,26 @@ impl<'m> Query<'m> {
         let counts = header.counts;
         let others = usize::from(counts.answers) + usize::from(counts.authorities);
         let opt = find_opt(bytes, question_end, others, counts.additionals.into())?;
-        Ok(Self { bytes, metadata: header.metadata, question, question_end, opt })
+        let name = bytes[HEADER_LEN..question_end - 4].to_ascii_lowercase().into();
+        Ok(Self { bytes, metadata: header.metadata, question, name, question_end, opt })
     }
 
     /// What is asked.
     pub fn question(&self) -> &op::Query {
         &self.question
+    }
+
+    /// The name asked for, as messages have it, letters small.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// All of a query that another of the same kind has too: what is behind the ID, and what is behind the name. `None` for one
+    /// with EDNS options, or with records other than OPT.
+    pub fn without_name(&self) -> Option<[&'m [u8]; 2]> {
+        let behind = self.bytes.len() - self.question_end;
+        let is_bare = behind == if self.opt.is_some() { BARE_OPT_LEN } else { 0 };
+        is_bare.then_some([&self.bytes[2..HEADER_LEN], &self.bytes[self.question_end - 4..]])
     }
 
     /// Whether a whole zone is asked for.
@@ -129,6 +156,16 @@ impl<'m> Query<'m> {
 
     /// The reply to [`Self::under_id`] under the guest's own ID, otherwise byte for byte.
     pub fn under_own_id(&self, reply: Vec<u8>) -> Vec<u8> {
+        with_id(reply, self.metadata.id)
+    }
+
+    /// A reply to another query for the same, as a reply to this one: under its ID, and with its letters.
+    pub fn under_own_id_and_letters(&self, reply: &[u8]) -> Vec<u8> {
+        let mut reply = reply.to_vec();
+        let ours = self.question_bytes();
+        if let Some(place) = reply.get_mut(HEADER_LEN..HEADER_LEN + ours.len()) {
+            place.copy_from_slice(ours);
+        }
         with_id(reply, self.metadata.id)
     }
 
@@ -162,8 +199,8 @@ impl<'m> Query<'m> {
         }
     }
 
-    /// The answer about a name of the link.
-    pub fn answer_with(&self, found: Found) -> Option<Vec<u8>> {
+    /// The answer about a name that is known here. What is too long for the guest over UDP brings it back over TCP.
+    pub fn answer_with(&self, found: Found, transport: Transport) -> Option<Vec<u8>> {
         // RFC 6891, 6.1.3: versions above 0 do not exist yet.
         if self.opt.is_some_and(|opt| opt.version > 0) {
             return self.fail(ResponseCode::BADVERS, None);
@@ -172,7 +209,16 @@ impl<'m> Query<'m> {
         message.metadata.authoritative = found.code != ResponseCode::Refused;
         message.answers = found.answers;
         message.authorities = found.authority.into_iter().collect();
-        // Small enough for any guest: a test below measures the largest.
+        let whole = message.to_vec().ok()?;
+        let longest = match transport {
+            Transport::Tcp => MESSAGE_MAX,
+            Transport::Udp(_) => self.opt.map_or(0, |opt| usize::from(opt.payload)).max(PLAIN_UDP_MAX),
+        };
+        if whole.len() <= longest {
+            return Some(whole);
+        }
+        message.answers.clear();
+        message.metadata.truncation = true;
         message.to_vec().ok()
     }
 
@@ -227,14 +273,17 @@ fn with_id(mut message: Vec<u8>, id: u16) -> Vec<u8> {
     message
 }
 
+/// How a name ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum NameEnd {
+pub(super) enum NameEnd {
+    /// With the root.
     Root,
+    /// With a pointer to the rest.
     Pointer,
 }
 
 /// Where the name that begins at `at` ends, and how (RFC 1035, 4.1.4).
-fn skip_name(bytes: &[u8], mut at: usize) -> Option<(usize, NameEnd)> {
+pub(super) fn skip_name(bytes: &[u8], mut at: usize) -> Option<(usize, NameEnd)> {
     loop {
         match *bytes.get(at)? {
             0 => return Some((at + 1, NameEnd::Root)),
@@ -257,7 +306,7 @@ fn find_opt(
     for index in 0..others + additionals {
         let (fixed, end_of_name) = skip_name(bytes, at).ok_or(MALFORMED)?;
         // RFC 1035, 4.1.3, as RFC 6891, 6.1.3, reads it: type, payload size, extended code, version, flags, length.
-        let Some(&[t0, t1, _, _, _, version, flags, _, l0, l1]) = bytes.get(fixed..fixed + 10) else {
+        let Some(&[t0, t1, p0, p1, _, version, flags, _, l0, l1]) = bytes.get(fixed..fixed + 10) else {
             return Err(MALFORMED);
         };
         if index >= others && u16::from_be_bytes([t0, t1]) == u16::from(RecordType::OPT) {
@@ -265,7 +314,8 @@ fn find_opt(
             if opt.is_some() || end_of_name != NameEnd::Root || fixed != at + 1 {
                 return Err(MALFORMED);
             }
-            opt = Some(OptHead { version, dnssec_ok: flags & 0x80 != 0 });
+            let payload = u16::from_be_bytes([p0, p1]);
+            opt = Some(OptHead { payload, version, dnssec_ok: flags & 0x80 != 0 });
         }
         at = fixed + 10 + usize::from(u16::from_be_bytes([l0, l1]));
         if at > bytes.len() {
@@ -332,7 +382,7 @@ mod tests {
     fn there_is_one_opt_and_its_name_is_the_root() {
         let good = with_opt(query("example.com.", RecordType::A, 7), 0, true, &[]);
         let opt = Query::parse(&good).unwrap().opt;
-        assert_eq!(opt, Some(OptHead { version: 0, dnssec_ok: true }));
+        assert_eq!(opt, Some(OptHead { payload: 4096, version: 0, dnssec_ok: true }));
         assert_eq!(code_of(&with_opt(good.clone(), 0, false, &[])), MALFORMED);
         let mut named = query("example.com.", RecordType::A, 7);
         named.extend([1, b'x', 0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0]);

@@ -1,11 +1,14 @@
-//! DNS for the guest: the names of the link answered here, everything else by the host's resolvers.
+//! DNS for the guest: what is known here is answered here, everything else by the host's resolvers.
 //!
 //! ```text
-//!  guest, UDP ── answer ───┐             ┌── names      the link's own, answered here
-//!  guest, TCP ── stream ───┴── message ──┤
-//!                                        └── flights ── forward ── upstream ── a resolver of the host
-//!                                            budget     which      one         (resolv_conf,
-//!                                                       server     exchange     resolv_watch)
+//!                                        ┌── records     names that the user gave
+//!  guest, UDP ── answer ───┐             ├── names       the link's own
+//!  guest, TCP ── stream ───┴── message ──┼── hosts       the host's hosts file (file_watch)
+//!                                        ├── filter      addresses that the guest is not told
+//!                                        ├── cache       what a resolver has said, as long as it holds
+//!                                        └── flights ── forward ── upstream ── a server of the name's zone,
+//!                                            budget     which      one         or a resolver of the host
+//!                                                       server     exchange    (resolv_conf, file_watch)
 //! ```
 //!
 //! A query is read only as far as its question and its OPT record (RFC 6891); what is forwarded is forwarded byte for
@@ -16,46 +19,63 @@
 //! Nothing here starts a task or a thread: every future holds all that it needs, and dropping it ends its sockets and
 //! gives its budget back. Time comes from the runtime.
 //!
-//! What must never happen: that a name of the link is asked of the host's resolvers; that hythe says "no such name"
-//! because nobody answered (it says SERVFAIL); that a stranger's datagram is taken for an answer.
+//! What must never happen: that a name of the link, or of a zone that has its own servers, is asked of the host's resolvers;
+//! that hythe says "no such name" because nobody answered (it says SERVFAIL); that a stranger's datagram is taken for an answer.
 
+mod address_table;
+mod cache;
 #[cfg(test)]
 mod fake_server;
+mod file_watch;
+mod filter;
 mod flights;
 mod forward;
+mod hosts;
 mod message;
 mod names;
+mod query_log;
 mod race;
+mod records;
+mod reply;
 mod resolv_conf;
-mod resolv_watch;
+mod settings;
 mod stream;
 mod upstream;
+mod zones;
 
+use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::frame::address::Endpoint;
-use crate::host::RESOLV_CONF;
 use crate::observe::counters::{Counters, Metric};
 use crate::policy::addresses::Addresses;
+use crate::policy::names::{DomainName, Entry};
 
+pub use file_watch::watched_directories;
+pub use records::RecordError;
 pub use resolv_conf::{DNS_PORT, ResolvConf};
-pub use resolv_watch::watched_directories;
+pub use settings::{Limits, Patience, Settings};
 
+use address_table::AddressTable;
+use cache::{Cache, Kind, Place};
+use file_watch::FileWatch;
+use filter::Filter;
 use flights::{Admission, Flights};
 use forward::{Forwarder, Unanswered};
 use message::{ExtendedError, Query, Unfit};
-use names::LinkNames;
-use resolv_watch::ResolvWatch;
+use names::{Found, LinkNames};
+use query_log::Source;
+use records::Records;
+use zones::Zones;
 
 /// The system calls made here, besides those of the runtime's own loop (epoll, its eventfd).
 ///
@@ -96,75 +116,6 @@ pub enum Transport {
     Tcp,
 }
 
-/// How long things may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// How long a resolver is alone with a query before the next one is asked too.
-    pub attempt: Duration,
-    /// How long a query may take in all.
-    pub total: Duration,
-    /// How long a resolver that kept silent is asked only after the others.
-    pub silent_last: Duration,
-    /// How long a stream may go without progress: RFC 7766, 6.2.3, asks for "at least a few seconds".
-    pub stream_idle: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            attempt: Duration::from_secs(2),
-            total: Duration::from_secs(8),
-            silent_last: Duration::from_secs(30),
-            stream_idle: Duration::from_secs(10),
-        }
-    }
-}
-
-/// How much may be under way.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Queries that wait for a resolver. Each holds a socket for every resolver that it waits for, up to
-    /// [`Patience::total`] / [`Patience::attempt`] of them.
-    pub in_flight: usize,
-    /// Queries of one stream whose answers the guest has not taken yet.
-    pub per_stream: usize,
-    /// Streams.
-    pub streams: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { in_flight: 256, per_stream: 64, streams: 64 }
-    }
-}
-
-/// What is configured.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where the host's resolvers are written down.
-    pub resolv_conf: PathBuf,
-    /// Resolvers that the user named; where there are any, those of the file do not count.
-    pub servers: Vec<SocketAddr>,
-    /// The guest's own name.
-    pub hostname: Option<String>,
-    /// How long things may take.
-    pub patience: Patience,
-    /// How much may be under way.
-    pub limits: Limits,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            resolv_conf: PathBuf::from(RESOLV_CONF),
-            servers: Vec::new(),
-            hostname: None,
-            patience: Patience::default(),
-            limits: Limits::default(),
-        }
-    }
-}
-
 /// Why there can be no DNS.
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
@@ -173,6 +124,9 @@ pub enum DnsError {
         "the kernel gives no random numbers (getrandom), without which DNS would be open to forgery: {0}"
     )]
     Random(#[source] io::Error),
+    /// There are more records than can be.
+    #[error("--record: {0}")]
+    Records(#[from] RecordError),
 }
 
 /// The DNS service of one guest. Clones are the same service.
@@ -181,7 +135,13 @@ pub struct Dns(Rc<Service>);
 
 struct Service {
     settings: Settings,
+    link: Addresses,
+    records: RefCell<Records>,
     names: LinkNames,
+    hosts: RefCell<AddressTable>,
+    filter: Filter,
+    cache: RefCell<Cache>,
+    zones: Zones,
     resolvers: watch::Sender<ResolvConf>,
     forwarder: Forwarder,
     flights: Flights,
@@ -189,12 +149,21 @@ struct Service {
     counters: Arc<Counters>,
 }
 
+/// What a query gets, and from whom. Nothing is what a retransmission gets of a query under way.
+type Answered = (Option<Vec<u8>>, Source);
+
 impl Dns {
-    /// A service for the guest behind these addresses. Reads the file of resolvers once; [`Self::follow_resolv_conf`]
-    /// keeps it current.
+    /// A service for the guest behind these addresses. Reads the host's files once; [`Self::run`] keeps what they say
+    /// current.
     pub fn new(settings: Settings, addresses: &Addresses, counters: Arc<Counters>) -> Result<Self, DnsError> {
         let service = Service {
+            link: addresses.clone(),
+            records: RefCell::new(Records::new(&settings.names.records)?),
             names: LinkNames::new(addresses, settings.hostname.as_deref()),
+            hosts: RefCell::new(hosts_of(&settings, addresses)),
+            filter: Filter::new(settings.names.filter),
+            cache: RefCell::new(Cache::new(settings.names.cache)),
+            zones: Zones::new(&settings.names.zones),
             resolvers: watch::Sender::new(resolvers(&settings)),
             forwarder: Forwarder::new(settings.patience)?,
             flights: Flights::new(settings.limits.in_flight),
@@ -210,59 +179,115 @@ impl Dns {
     ///
     /// An answer may have up to 65,535 bytes, over UDP too: it is as large as the guest allowed the resolver.
     pub async fn answer(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let counters = &self.0.counters;
-        counters.add(Metric::DnsQueries, 1);
+        self.count(Metric::DnsQueries);
         let query = match Query::parse(message) {
             Ok(query) => query,
             Err(Unfit::Silence) => {
-                counters.add(Metric::DnsGarbage, 1);
+                self.count(Metric::DnsGarbage);
                 return None;
             }
             Err(Unfit::Code(code)) => {
-                counters.add(Metric::DnsUnfit, 1);
+                self.count(Metric::DnsUnfit);
                 return message::bare(message, code);
             }
         };
-        // A transfer is many messages for one question, and no resolver gives one.
-        if query.is_transfer() {
-            counters.add(Metric::DnsUnfit, 1);
-            return query.fail(ResponseCode::Refused, None);
+        let begun = Instant::now();
+        let (answer, source) = self.find(&query, transport).await;
+        if self.0.settings.names.log {
+            query_log::line(&query, transport, source, answer.as_deref(), begun.elapsed());
         }
-        let found = self.0.names.look_up(query.question());
-        if let Some(found) = found {
-            counters.add(Metric::DnsOwnNames, 1);
-            return query.answer_with(found);
-        }
-        self.forward(&query, transport).await
+        answer
     }
 
-    async fn forward(&self, query: &Query<'_>, transport: Transport) -> Option<Vec<u8>> {
+    async fn find(&self, query: &Query<'_>, transport: Transport) -> Answered {
+        // A transfer is many messages for one question, and no resolver gives one.
+        if query.is_transfer() {
+            self.count(Metric::DnsUnfit);
+            return (query.fail(ResponseCode::Refused, None), Source::Nobody);
+        }
+        if let Some((found, source)) = self.known(query) {
+            self.count(Metric::DnsOwnNames);
+            return (query.answer_with(found, transport), source);
+        }
+        if self.0.filter.drops(query.question()) {
+            self.count(Metric::DnsFiltered);
+            return (query.fail(ResponseCode::NoError, Some(ExtendedError::FILTERED)), Source::Filter);
+        }
+        let kind = self.0.cache.borrow_mut().look_up(query, transport);
+        match kind {
+            Kind::Known(answer) => {
+                self.count(Metric::DnsCacheHits);
+                (Some(answer), Source::Cache)
+            }
+            Kind::Unknown(place) => self.forward(query, transport, Some(place)).await,
+            Kind::Foreign => self.forward(query, transport, None).await,
+        }
+    }
+
+    /// What is known here, by the order in which it counts: the user's word, the link's, the host's.
+    fn known(&self, query: &Query<'_>) -> Option<(Found, Source)> {
+        let records = || Some((self.0.records.borrow().look_up(query)?, Source::Records));
+        let link = || Some((self.0.names.look_up(query.question())?, Source::Link));
+        let hosts = || Some((self.0.hosts.borrow().look_up(query)?, Source::Hosts));
+        records().or_else(link).or_else(hosts)
+    }
+
+    async fn forward(&self, query: &Query<'_>, transport: Transport, place: Option<Place>) -> Answered {
         let counters = &self.0.counters;
         let _ticket = match self.0.flights.admit(query.flight(transport)) {
             Admission::Go(ticket) => ticket,
             Admission::Duplicate => {
-                counters.add(Metric::DnsRetransmissions, 1);
-                return None;
+                self.count(Metric::DnsRetransmissions);
+                return (None, Source::Nobody);
             }
             Admission::Full => {
-                counters.add(Metric::DnsOverBudget, 1);
-                return query.fail(ResponseCode::ServFail, Some(ExtendedError::BUSY));
+                self.count(Metric::DnsOverBudget);
+                return (query.fail(ResponseCode::ServFail, Some(ExtendedError::BUSY)), Source::Nobody);
             }
         };
-        counters.add(Metric::DnsForwarded, 1);
-        let servers = self.0.resolvers.borrow().servers.clone();
+        self.count(Metric::DnsForwarded);
+        let of_zone = self.0.zones.servers(query.name());
+        let is_of_zone = of_zone.is_some();
+        let servers = of_zone.unwrap_or_else(|| self.0.resolvers.borrow().servers.as_slice().into());
         match self.0.forwarder.forward(query, &servers, transport, counters).await {
-            Ok(reply) => Some(reply),
+            Ok((server, reply)) => {
+                if let Some(place) = place {
+                    self.0.cache.borrow_mut().keep(place, &reply);
+                }
+                (Some(reply), Source::Server(server))
+            }
             Err(why) => {
-                counters.add(Metric::DnsUnanswered, 1);
+                self.count(Metric::DnsUnanswered);
                 let why = match why {
+                    _ if is_of_zone => ExtendedError::ZONE_SILENT,
                     Unanswered::NoServers => ExtendedError::NO_SERVERS,
                     Unanswered::Unreachable => ExtendedError::UNREACHABLE,
                     Unanswered::Silent => ExtendedError::SILENT,
                 };
-                query.fail(ResponseCode::ServFail, Some(why))
+                (query.fail(ResponseCode::ServFail, Some(why)), Source::Nobody)
             }
         }
+    }
+
+    fn count(&self, metric: Metric) {
+        self.0.counters.add(metric, 1);
+    }
+
+    /// The user's records, in the order of their names.
+    pub fn records(&self) -> Vec<Entry<IpAddr>> {
+        self.0.records.borrow().list()
+    }
+
+    /// Adds addresses to a name, all or none of them; without any, the name is there and stands for nothing. `*.NAME` stands
+    /// for all names below it that have no records of their own.
+    pub fn add_record(&self, name: &DomainName, addresses: &[IpAddr]) -> Result<(), RecordError> {
+        self.0.records.borrow_mut().add(name, addresses)
+    }
+
+    /// Takes addresses from a name, and with its last one the name; where none are given, the name. Returns whether
+    /// anything was there to be taken.
+    pub fn remove_record(&self, name: &DomainName, addresses: &[IpAddr]) -> bool {
+        self.0.records.borrow_mut().remove(name, addresses)
     }
 
     /// Serves one end of a stream (RFC 7766) until the guest closes it or lets it lie.
@@ -275,13 +300,18 @@ impl Dns {
         stream::serve(self, stream, self.0.settings.limits.per_stream).await;
     }
 
-    /// Reads the file of resolvers anew whenever it changes. Runs for ever; returns only if the file cannot be watched,
-    /// which it reports.
-    pub async fn follow_resolv_conf(&self) {
-        let path = &self.0.settings.resolv_conf;
-        let error = match ResolvWatch::new(path) {
+    /// What goes on without queries: the host's files are followed, sockets that nobody needs are closed. Runs for ever.
+    pub async fn run(&self) {
+        tokio::join!(self.follow_files(), self.0.forwarder.run());
+    }
+
+    /// Reads the host's files anew whenever they change. Returns only if they cannot be watched, which it reports.
+    async fn follow_files(&self) {
+        let Settings { resolv_conf, hosts, resolved_conf, .. } = &self.0.settings;
+        let paths = vec![resolv_conf.clone(), hosts.clone(), resolved_conf.clone()];
+        let error = match FileWatch::new(paths) {
             Ok(mut watch) => loop {
-                // Also before the first change: the file may have changed since it was read, unwatched.
+                // Also before the first change: a file may have changed since it was read, unwatched.
                 self.reload();
                 if let Err(error) = watch.changed().await {
                     break error;
@@ -289,9 +319,10 @@ impl Dns {
             },
             Err(error) => error,
         };
-        warn!(path = %path.display(), %error, "resolv.conf cannot be watched: changes of it will not be seen");
+        warn!(%error, "resolv.conf and hosts cannot be watched: changes of them will not be seen");
     }
 
+    /// Whatever has changed, what resolvers said before may be wrong now.
     fn reload(&self) {
         let new = resolvers(&self.0.settings);
         self.0.resolvers.send_if_modified(|current| {
@@ -302,6 +333,8 @@ impl Dns {
             *current = new;
             true
         });
+        self.0.hosts.replace(hosts_of(&self.0.settings, &self.0.link));
+        self.0.cache.borrow_mut().clear();
     }
 
     /// The resolvers and search domains in use, now and whenever they change.
@@ -322,6 +355,10 @@ fn resolvers(settings: &Settings) -> ResolvConf {
         conf.servers.clone_from(&settings.servers);
     }
     conf
+}
+
+fn hosts_of(settings: &Settings, link: &Addresses) -> AddressTable {
+    if settings.names.hosts { hosts::read(&settings.hosts, link) } else { AddressTable::default() }
 }
 
 #[cfg(test)]

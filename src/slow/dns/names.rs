@@ -1,9 +1,9 @@
 //! The names of the link, and what hythe knows of each.
 //!
-//! Whatever lies in one of the link's zones is answered here and nowhere else: a resolver of the host would at best
-//! say that there is no such name, and would learn what the guest looked for. The zones are `docker.internal`,
-//! `containers.internal` and the reverse zones of the link's subnets. The guest's own name is no zone: a guest called
-//! `dev` has one name, not a top-level domain.
+//! Whatever lies in one of the link's zones, and is no record of the user's, is answered here and nowhere else: a resolver
+//! of the host would at best say that there is no such name, and would learn what the guest looked for. The zones are
+//! `docker.internal`, `containers.internal` and the reverse zones of the link's subnets. The guest's own name is no zone:
+//! a guest called `dev` has one name, not a top-level domain.
 
 use std::net::IpAddr;
 

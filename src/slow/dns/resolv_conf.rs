@@ -1,15 +1,12 @@
 //! The host's resolvers as resolv.conf(5) names them, read as glibc reads them.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use tracing::warn;
 
-/// The port of DNS, over UDP and TCP.
-pub const DNS_PORT: u16 = 53;
+use super::file_watch::read_bounded;
+pub use crate::policy::names::DNS_PORT;
 
 /// Resolvers that count; glibc takes three, and no host needs more than this.
 const SERVERS_MAX: usize = 20;
@@ -34,7 +31,7 @@ impl ResolvConf {
     /// Reads the file. Where it names no resolver, is missing or cannot be read, there is one on the host itself: so
     /// resolv.conf(5) says and glibc does. If nothing listens there, the guest gets SERVFAIL at once.
     pub fn read(path: &Path) -> Self {
-        let mut conf = match read_bounded(path) {
+        let mut conf = match read_bounded(path, FILE_MAX_BYTES) {
             Ok(text) => Self::parse(&text, interface_index),
             Err(error) => {
                 warn!(path = %path.display(), %error, "the host's resolvers cannot be read; asking the host itself");
@@ -93,14 +90,6 @@ fn domains<'w>(words: impl Iterator<Item = &'w str>) -> Vec<String> {
 
 fn interface_index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
-}
-
-fn read_bounded(path: &Path) -> io::Result<String> {
-    // Without waiting, should somebody have put a FIFO there.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -163,7 +152,7 @@ mod tests {
         let directory = Directory::new();
         let path = directory.path("resolv.conf");
         std::fs::write(&path, "x".repeat(FILE_MAX_BYTES as usize) + "\nnameserver 192.0.2.1\n").unwrap();
-        assert_eq!(read_bounded(&path).unwrap().len() as u64, FILE_MAX_BYTES);
+        assert_eq!(read_bounded(&path, FILE_MAX_BYTES).unwrap().len() as u64, FILE_MAX_BYTES);
     }
 
     #[test]

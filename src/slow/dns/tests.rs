@@ -2,10 +2,15 @@
 
 use super::fake_server::{
     Directory, FakeServer, addresses, framed, query, refused_port, reply_to, soon, with_code, with_opt,
+    with_record,
 };
 use super::*;
 
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::policy::names::NamePolicy;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
@@ -15,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Long enough for a loopback, short enough for a test.
 const PATIENCE: Patience = Patience {
     attempt: Duration::from_millis(100),
+    trial: Duration::from_millis(50),
     total: Duration::from_millis(400),
     silent_last: Duration::from_secs(30),
     stream_idle: Duration::from_secs(5),
@@ -26,8 +32,23 @@ fn udp(port: u16) -> Transport {
 }
 
 fn dns_with(servers: Vec<SocketAddr>, limits: Limits, patience: Patience) -> Dns {
-    let settings =
-        Settings { resolv_conf: PathBuf::from("/nonexistent"), servers, limits, patience, hostname: None };
+    dns_of(Settings { servers, patience, limits, ..settings() })
+}
+
+/// Neither the files of the host that the tests run on nor a cache.
+fn settings() -> Settings {
+    let nowhere = PathBuf::from("/nonexistent");
+    Settings {
+        resolv_conf: nowhere.clone(),
+        hosts: nowhere.clone(),
+        resolved_conf: nowhere,
+        patience: PATIENCE,
+        names: NamePolicy { cache: 0, ..NamePolicy::default() },
+        ..Settings::default()
+    }
+}
+
+fn dns_of(settings: Settings) -> Dns {
     Dns::new(settings, &addresses(), Arc::default()).unwrap()
 }
 
@@ -592,8 +613,8 @@ async fn resolv_conf_is_followed_through_rewriting_renaming_and_switching() {
     let (path, file) = (directory.path("resolv.conf"), directory.path("file"));
     std::fs::write(&file, "nameserver 192.0.2.1\nsearch a.example\n").unwrap();
     std::os::unix::fs::symlink("file", &path).unwrap();
-    let settings = Settings { resolv_conf: path.clone(), ..Settings::default() };
-    let dns = Dns::new(settings, &addresses(), Arc::default()).unwrap();
+    let settings = Settings { resolv_conf: path.clone(), ..settings() };
+    let dns = dns_of(settings);
     let mut changes = dns.resolv_conf();
     let servers = changes.borrow().servers.clone();
     assert_eq!(
@@ -622,7 +643,7 @@ async fn resolv_conf_is_followed_through_rewriting_renaming_and_switching() {
     };
     tokio::select! {
         biased;
-        () = dns.follow_resolv_conf() => panic!("not followed"),
+        () = dns.follow_files() => panic!("not followed"),
         () = changed => {}
     }
 }
@@ -633,10 +654,477 @@ async fn resolvers_that_the_user_named_override_the_file() {
     let path = directory.path("resolv.conf");
     std::fs::write(&path, "nameserver 192.0.2.1\nsearch a.example\n").unwrap();
     let servers = vec!["192.0.2.9:53".parse().unwrap()];
-    let settings = Settings { resolv_conf: path, servers: servers.clone(), ..Settings::default() };
-    let dns = Dns::new(settings, &addresses(), Arc::default()).unwrap();
+    let settings = Settings { resolv_conf: path, servers: servers.clone(), ..settings() };
+    let dns = dns_of(settings);
     let conf = dns.resolv_conf().borrow().clone();
     assert_eq!(conf, ResolvConf { servers, search: vec!["a.example".into()] });
+}
+
+/// A service with these options, as they are written on the command line.
+fn dns_by(servers: &[SocketAddr], zones: &[String], records: &[&str]) -> Dns {
+    let names = NamePolicy {
+        zones: zones.iter().map(|zone| zone.parse().unwrap()).collect(),
+        records: records.iter().map(|record| record.parse().unwrap()).collect(),
+        ..settings().names
+    };
+    dns_of(Settings { servers: servers.to_vec(), names, ..settings() })
+}
+
+async fn ask_for(dns: &Dns, name: &str, kind: RecordType) -> Message {
+    decode(&soon(dns.answer(&query(name, kind, 7), udp(4000))).await.unwrap().unwrap())
+}
+
+/// The data of the answer's records.
+async fn data_of(dns: &Dns, name: &str, kind: RecordType) -> Vec<String> {
+    let answer = ask_for(dns, name, kind).await;
+    assert_eq!(answer.response_code, ResponseCode::NoError, "{name} {kind}");
+    answer.answers.iter().map(|record| record.data.to_string()).collect()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn names_of_a_zone_are_asked_of_its_servers_and_never_of_others() {
+    let mut office = FakeServer::failing(3).await;
+    let mut lab = FakeServer::failing(5).await;
+    let mut world = FakeServer::failing(0).await;
+    let zones = [
+        format!("corp.example={}", office.address),
+        format!("lab.corp.example={}", lab.address),
+        format!("dead.example={}", refused_port()),
+    ];
+    let dns = dns_by(&[world.address], &zones, &[]);
+    for (name, code) in [
+        ("corp.example.", ResponseCode::NXDomain),
+        ("Git.CORP.example.", ResponseCode::NXDomain),
+        // Not even a failure of the zone's is a reason to ask others.
+        ("x.lab.corp.example.", ResponseCode::Refused),
+        ("x.dead.example.", ResponseCode::ServFail),
+        ("notcorp.example.", ResponseCode::NoError),
+        ("example.", ResponseCode::NoError),
+        ("corp.example.com.", ResponseCode::NoError),
+    ] {
+        for kind in [RecordType::A, RecordType::SOA, RecordType::DS] {
+            assert_eq!(ask_for(&dns, name, kind).await.response_code, code, "{name} {kind}");
+        }
+    }
+    assert_eq!([office.heard_so_far(), lab.heard_so_far(), world.heard_so_far()], [6, 3, 9]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_users_records_count_more_than_the_link_and_the_hosts_file_and_may_change() {
+    let directory = Directory::new();
+    std::fs::write(
+        directory.path("hosts"),
+        "10.0.0.1 db.test\n10.0.0.2 file.test\n10.0.0.3 host.docker.internal\n",
+    )
+    .unwrap();
+    let mut world = FakeServer::failing(0).await;
+    let records =
+        ["db.test=10.0.0.9,fd00::9", "new.docker.internal=10.0.0.8"].map(|record| record.parse().unwrap());
+    let names = NamePolicy { records: records.to_vec(), ..settings().names };
+    let dns = dns_of(Settings {
+        servers: vec![world.address],
+        hosts: directory.path("hosts"),
+        names,
+        ..settings()
+    });
+    assert_eq!(data_of(&dns, "db.test.", RecordType::ANY).await, ["10.0.0.9", "fd00::9"]);
+    assert_eq!(data_of(&dns, "new.docker.internal.", RecordType::A).await, ["10.0.0.8"]);
+    assert_eq!(data_of(&dns, "host.docker.internal.", RecordType::A).await, ["192.168.65.254"]);
+    assert_eq!(data_of(&dns, "file.test.", RecordType::A).await, ["10.0.0.2"]);
+    assert_eq!(data_of(&dns, "2.0.0.10.in-addr.arpa.", RecordType::PTR).await, ["file.test."]);
+    for (name, kind) in
+        [("file.test.", RecordType::AAAA), ("file.test.", RecordType::TXT), ("db.test.", RecordType::MX)]
+    {
+        assert_eq!(data_of(&dns, name, kind).await, [""; 0], "there, but without such records");
+    }
+    assert_eq!(world.heard_so_far(), 0);
+
+    let name = "late.test".parse().unwrap();
+    dns.add_record(&name, &["10.0.0.7".parse().unwrap()]).unwrap();
+    assert_eq!(data_of(&dns, "LATE.test.", RecordType::A).await, ["10.0.0.7"]);
+    assert_eq!(dns.records().len(), 3);
+    assert!(dns.remove_record(&name, &[]));
+    ask_for(&dns, "late.test.", RecordType::A).await;
+    assert_eq!(world.heard_so_far(), 1, "it is the world's again");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_hosts_file_is_followed_and_can_be_left_out() {
+    let directory = Directory::new();
+    let (path, file) = (directory.path("hosts"), directory.path("file"));
+    std::fs::write(&file, "10.0.0.1 box.test\n").unwrap();
+    std::os::unix::fs::symlink("file", &path).unwrap();
+    let world = FakeServer::failing(3).await;
+    let of_file = Settings { servers: vec![world.address], hosts: path.clone(), ..settings() };
+    let without = NamePolicy { hosts: false, ..settings().names };
+    let without = dns_of(Settings { names: without, ..of_file.clone() });
+    let dns = dns_of(of_file);
+    let until = async |address: &str| {
+        let found = async {
+            while data_of(&dns, "box.test.", RecordType::A).await != [address] {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon(found).await.unwrap_or_else(|_| panic!("{address} was not noticed"));
+    };
+    let changed = async {
+        until("10.0.0.1").await;
+        std::fs::write(&file, "10.0.0.2 box.test\n").unwrap();
+        until("10.0.0.2").await;
+        let new = directory.path("new");
+        std::fs::write(&new, "10.0.0.3 box.test\n").unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        until("10.0.0.3").await;
+        std::fs::write(directory.path("other"), "10.0.0.4 box.test\n").unwrap();
+        std::os::unix::fs::symlink("other", &new).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        until("10.0.0.4").await;
+        assert_eq!(ask_for(&without, "box.test.", RecordType::A).await.response_code, ResponseCode::NXDomain);
+    };
+    tokio::select! {
+        biased;
+        () = dns.follow_files() => panic!("not followed"),
+        () = changed => {}
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_answer_that_is_too_long_for_the_guests_datagram_brings_it_back_over_tcp() {
+    let addresses: Vec<String> = (0..64).map(|last| format!("fd00::{last:x}")).collect();
+    let dns = dns_by(&[], &[], &[&format!("many.test={}", addresses.join(","))]);
+    let plain = query("many.test.", RecordType::AAAA, 1);
+    let cut = dns.answer(&plain, udp(1)).await.unwrap();
+    assert!(cut.len() <= 512 && decode(&cut).truncation && decode(&cut).answers.is_empty());
+    let whole = dns.answer(&plain, Transport::Tcp).await.unwrap();
+    assert_eq!((decode(&whole).truncation, decode(&whole).answers.len()), (false, 64));
+    // 4,096 bytes, says the test's OPT record.
+    let whole = dns.answer(&with_opt(plain, 0, false, &[]), udp(1)).await.unwrap();
+    assert_eq!(decode(&whole).answers.len(), 64);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_dead_resolver_that_is_tried_again_costs_one_query_a_short_time() {
+    let mut dead = FakeServer::silent().await;
+    let good = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let patience = Patience {
+        attempt: Duration::from_secs(60),
+        trial: Duration::from_millis(20),
+        total: Duration::from_secs(100),
+        silent_last: Duration::from_millis(300),
+        ..PATIENCE
+    };
+    let dns = dns_with(vec![dead.address, good.address], Limits::default(), patience);
+    // As if it had kept silent long ago: after a minute nobody would be waiting any more.
+    dns.0.forwarder.remember_silence(dead.address);
+    tokio::time::sleep(patience.silent_last).await;
+    let both = async { tokio::join!(ask(&dns, 1), ask(&dns, 2)) };
+    let (first, second) = soon(both).await.unwrap();
+    assert_eq!([first[3] & 15, second[3] & 15], [0, 0]);
+    assert_eq!(dead.heard_so_far(), 1, "one of them tried it");
+}
+
+/// A service that keeps so many answers.
+fn dns_with_cache(server: SocketAddr, cache: usize) -> Dns {
+    let names = NamePolicy { cache, ..settings().names };
+    dns_of(Settings { servers: vec![server], names, ..settings() })
+}
+
+/// A resolver that knows every name for a while, and says so in an odd way.
+async fn lasting(ttl: u32) -> FakeServer {
+    FakeServer::udp(move |query| {
+        // An OPT record of the query's would stand between.
+        let question_end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+        let mut plain = query[..question_end].to_vec();
+        plain[11] = 0;
+        let reply = with_record(reply_to(&plain), 0, 65_280, ttl, b"data");
+        vec![if query[11] == 0 { reply } else { with_opt(reply, 0, true, b"\xff\xee\x00\x02hi") }]
+    })
+    .await
+}
+
+/// Lets time pass for the service alone.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_kept_answer_is_the_resolvers_but_for_id_letters_and_passed_time() {
+    let mut server = lasting(300).await;
+    let dns = dns_with_cache(server.address, 10);
+    for asked in [
+        query("example.com.", RecordType::A, 1),
+        with_opt(query("Example.com.", RecordType::A, 1), 0, true, &[]),
+    ] {
+        let first = dns.answer(&asked, udp(1)).await.unwrap();
+        pass(Duration::from_secs(100)).await;
+        let mut again = asked.clone();
+        again[..2].copy_from_slice(&[0xab, 0xcd]);
+        again[13..20].copy_from_slice(b"eXAMPLE");
+        let second = dns.answer(&again, udp(2)).await.unwrap();
+        let mut expected = first.clone();
+        expected[..2].copy_from_slice(&[0xab, 0xcd]);
+        expected[13..20].copy_from_slice(b"eXAMPLE");
+        let ttl = first.windows(4).position(|bytes| bytes == 300u32.to_be_bytes()).unwrap();
+        expected[ttl..ttl + 4].copy_from_slice(&200u32.to_be_bytes());
+        assert_eq!(second, expected);
+        assert_eq!(server.heard_so_far(), 1);
+        pass(Duration::from_secs(200)).await;
+        assert_eq!(dns.answer(&asked, udp(1)).await.unwrap(), first, "it is asked anew");
+        assert_eq!(server.heard_so_far(), 1);
+    }
+    assert_eq!(dns.counters().metric(Metric::DnsCacheHits), 2);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn queries_that_differ_in_anything_have_answers_of_their_own() {
+    let mut server = lasting(300).await;
+    let dns = dns_with_cache(server.address, 100);
+    let plain = query("example.com.", RecordType::A, 1);
+    let flagged = |at: usize, bits: u8| {
+        let mut query = plain.clone();
+        query[at] ^= bits;
+        query
+    };
+    let mut other_size = with_opt(plain.clone(), 0, false, &[]);
+    let size = other_size.len() - 8;
+    other_size[size] = 2;
+    let kinds = [
+        plain.clone(),
+        query("example.com.", RecordType::AAAA, 1),
+        query("www.example.com.", RecordType::A, 1),
+        // RD, AD and CD.
+        flagged(2, 1),
+        flagged(3, 0x20),
+        flagged(3, 0x10),
+        flagged(plain.len() - 1, 2),
+        with_opt(plain.clone(), 0, false, &[]),
+        with_opt(plain.clone(), 0, true, &[]),
+        other_size,
+    ];
+    for _ in 0..2 {
+        for kind in &kinds {
+            dns.answer(kind, udp(1)).await.unwrap();
+        }
+    }
+    assert_eq!(server.heard_so_far(), kinds.len());
+    // What is meant for the resolver itself is asked each time.
+    let cookie = with_opt(plain.clone(), 0, false, b"\x00\x0a\x00\x0812345678");
+    let mut signed = plain;
+    signed.extend([0, 0, 250, 0, 255, 0, 0, 0, 0, 0, 0]);
+    signed[11] = 1;
+    for foreign in [cookie, signed] {
+        for _ in 0..2 {
+            dns.answer(&foreign, udp(1)).await.unwrap();
+        }
+    }
+    assert_eq!(server.heard_so_far(), 4);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_was_asked_of_others_is_forgotten_also_while_it_is_asked() {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let dns = dns_with_cache(socket.local_addr().unwrap(), 10);
+    let serve = async |reload: bool| {
+        let mut bytes = [0; 512];
+        let (len, from) = socket.recv_from(&mut bytes).await.unwrap();
+        if reload {
+            dns.reload();
+        }
+        socket.send_to(&with_record(reply_to(&bytes[..len]), 0, 1, 300, &[1; 4]), from).await.unwrap();
+    };
+    tokio::join!(ask(&dns, 1), serve(true));
+    tokio::join!(ask(&dns, 2), serve(false));
+    ask(&dns, 3).await;
+    assert_eq!(dns.counters().metric(Metric::DnsCacheHits), 1);
+    dns.reload();
+    tokio::join!(ask(&dns, 4), serve(false));
+    assert_eq!(dns.counters().metric(Metric::DnsForwarded), 3);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_cache_is_bounded_and_what_was_not_asked_for_longest_goes_first() {
+    let mut server = lasting(300).await;
+    let dns = dns_with_cache(server.address, 3);
+    let ask = async |number: u32| {
+        ask_for(&dns, &format!("n{number}.test."), RecordType::A).await;
+    };
+    for number in [1, 2, 3, 1, 4, 1, 3, 4] {
+        ask(number).await;
+    }
+    assert_eq!(server.heard_so_far(), 4);
+    ask(2).await;
+    assert_eq!(server.heard_so_far(), 1, "the second had gone");
+
+    let large = FakeServer::udp(|query| vec![with_record(reply_to(query), 0, 16, 300, &[7; 60_000])]).await;
+    let dns = dns_with_cache(large.address, 100_000);
+    let small = dns_with_cache(large.address, 100);
+    for number in 0..20 {
+        for dns in [&dns, &small] {
+            ask_for(dns, &format!("n{number}.test."), RecordType::A).await;
+        }
+    }
+    let kept = |dns: &Dns| (dns.0.cache.borrow().len(), dns.0.cache.borrow().bytes());
+    assert_eq!(kept(&dns).0, 20);
+    assert!(kept(&small).1 <= 512 << 10 && kept(&small).0 < 10, "{:?}", kept(&small));
+    dns.0.cache.borrow_mut().clear();
+    assert_eq!(kept(&dns), (0, 0));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn failures_are_remembered_for_two_seconds_and_without_a_cache_nothing_is() {
+    let mut server = FakeServer::failing(2).await;
+    let dns = dns_with_cache(server.address, 10);
+    for (pause_s, heard) in [(0, 1), (1, 0), (1, 1)] {
+        pass(Duration::from_secs(pause_s)).await;
+        assert_eq!(ask(&dns, 1).await[3] & 15, 2);
+        assert_eq!(server.heard_so_far(), heard, "{pause_s}");
+    }
+    let mut server = lasting(300).await;
+    let dns = dns_with_cache(server.address, 0);
+    ask(&dns, 1).await;
+    ask(&dns, 2).await;
+    assert_eq!(server.heard_so_far(), 2);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn addresses_that_are_filtered_are_not_there_and_not_asked_for() {
+    use crate::policy::names::AddressFilter;
+    let mut server = FakeServer::failing(3).await;
+    for (filter, dropped) in [
+        (AddressFilter::None, None),
+        (AddressFilter::Ipv4, Some(RecordType::A)),
+        (AddressFilter::Ipv6, Some(RecordType::AAAA)),
+    ] {
+        let records = vec!["own.test=10.0.0.1,fd00::1".parse().unwrap()];
+        let names = NamePolicy { records, filter, ..settings().names };
+        let dns = dns_of(Settings { servers: vec![server.address], names, ..settings() });
+        for kind in [RecordType::A, RecordType::AAAA, RecordType::MX, RecordType::ANY] {
+            let answer = ask_for(&dns, "example.com.", kind).await;
+            let is_dropped = dropped == Some(kind);
+            let code = if is_dropped { ResponseCode::NoError } else { ResponseCode::NXDomain };
+            assert_eq!((answer.response_code, answer.answers.len()), (code, 0), "{filter:?} {kind}");
+            assert_eq!(server.heard_so_far(), usize::from(!is_dropped));
+            // What the user or the link says is told in any case.
+            assert_eq!(data_of(&dns, "own.test.", RecordType::ANY).await.len(), 2);
+            assert_eq!(data_of(&dns, "host.docker.internal.", RecordType::AAAA).await.len(), 1);
+        }
+        assert_eq!(dns.counters().metric(Metric::DnsFiltered), u64::from(dropped.is_some()));
+    }
+}
+
+/// What is written while this lives, by this thread.
+#[derive(Clone, Default)]
+struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn each_query_has_a_line_for_those_who_ask_and_hostile_names_cannot_forge_any() {
+    let written = Written::default();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .without_time()
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let server = lasting(300).await;
+    let names = NamePolicy { log: true, cache: 10, ..settings().names };
+    let dns = dns_of(Settings { servers: vec![server.address], names, ..settings() });
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut hostile = query("aaaaaaaa.example.", RecordType::Unknown(65_399), 1);
+    hostile[13..21].copy_from_slice(b"a\n\x1b[2J. ");
+    for query in
+        [&query("Example.com.", RecordType::A, 1), &query("example.com.", RecordType::A, 1), &hostile]
+    {
+        dns.answer(query, udp(4000)).await.unwrap();
+    }
+    ask_for(&dns, "host.docker.internal.", RecordType::AAAA).await;
+    dns.answer(&query("example.com.", RecordType::AXFR, 1), Transport::Tcp).await.unwrap();
+    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once(" ms=").unwrap().0.trim()).collect();
+    let guest = "from=192.168.65.3:4000";
+    assert_eq!(
+        lines,
+        [
+            format!("INFO query name=example.com kind=A {guest} server={} rcode=NOERROR", server.address),
+            format!("INFO query name=example.com kind=A {guest} server=cache rcode=NOERROR"),
+            format!(
+                "INFO query name=a\\010\\027\\0912j\\046\\032.example kind=TYPE65399 {guest} server={} rcode=NOERROR",
+                server.address
+            ),
+            format!("INFO query name=host.docker.internal kind=AAAA {guest} server=link rcode=NOERROR"),
+            "INFO query name=example.com kind=AXFR from=tcp server=nobody rcode=REFUSED".to_string(),
+        ]
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_resolver_that_answers_garbage_is_a_resolver_that_does_not_answer() {
+    let replies = |query: &[u8]| {
+        let mut pointer = reply_to(query);
+        pointer.truncate(12);
+        pointer.extend([0xc0, 12, 0, 1, 0, 1]);
+        vec![vec![0xff; 600], query[..12].to_vec(), pointer, vec![], reply_to(&query[..query.len() - 1])]
+    };
+    let over_udp = FakeServer::udp(replies).await;
+    let over_tcp = FakeServer::tcp(replies).await;
+    for (server, transport) in [(over_udp, udp(1)), (over_tcp, Transport::Tcp)] {
+        let dns = dns_with_cache(server.address, 10);
+        let answer = soon(dns.answer(&query("example.com.", RecordType::A, 1), transport)).await.unwrap();
+        assert_eq!(decode(&answer.unwrap()).response_code, ResponseCode::ServFail, "{transport:?}");
+        assert!(dns.counters().metric(Metric::DnsMismatched) >= 5);
+        assert_eq!(dns.counters().metric(Metric::DnsUnanswered), 1);
+        assert_eq!(dns.0.cache.borrow().len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_flood_of_queries_leaves_nothing_behind() {
+    let server = lasting(300).await;
+    let dns = dns_with_cache(server.address, 20);
+    for round in 0..20u16 {
+        let mut race = race::Race::default();
+        for number in 0..300u16 {
+            let dns = dns.clone();
+            let asked = query(&format!("n{number}.r{round}.test."), RecordType::A, number);
+            race.push(async move { dns.answer(&asked, udp(number)).await });
+        }
+        while !race.is_empty() {
+            assert!(race.next().await.is_some());
+        }
+    }
+    let over = dns.counters().metric(Metric::DnsOverBudget);
+    assert_eq!(over + dns.counters().metric(Metric::DnsForwarded), 6000);
+    assert!(over > 0);
+    assert_eq!(dns.0.cache.borrow().len(), 20);
+    assert_eq!(dns.0.flights.under_way(), 0);
+}
+
+/// A service that has everything that can be had, but no resolvers.
+fn everything_at_once() -> Dns {
+    use crate::policy::names::AddressFilter;
+    let names = NamePolicy {
+        zones: vec!["example=127.0.0.1:1".parse().unwrap(), "a.example=127.0.0.1:1".parse().unwrap()],
+        records: vec!["*.test=10.0.0.1".parse().unwrap(), "db.test=fd00::1".parse().unwrap()],
+        filter: AddressFilter::Auto,
+        log: true,
+        ..NamePolicy::default()
+    };
+    let dns = dns_of(Settings { names, ..settings() });
+    dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+    dns
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
@@ -666,8 +1154,7 @@ proptest! {
         }
         let transport = if udp_too { udp(1) } else { Transport::Tcp };
         let answer = run(async {
-            let dns = dns(&[]);
-            dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+            let dns = everything_at_once();
             dns.answer(&message, transport).await
         });
         if let Some(answer) = answer {
@@ -679,8 +1166,7 @@ proptest! {
     #[test]
     fn no_stream_makes_the_service_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), piece in 1usize..50) {
         run(async {
-            let dns = dns(&[]);
-            dns.0.resolvers.send_modify(|conf| conf.servers.clear());
+            let dns = everything_at_once();
             over_stream(&dns, async |guest| {
                 for piece in bytes.chunks(piece) {
                     guest.0.write_all(piece).await.unwrap();
@@ -690,5 +1176,47 @@ proptest! {
             })
             .await;
         });
+    }
+
+    #[test]
+    fn whatever_a_resolver_says_is_passed_on_and_kept_only_as_it_was(
+        counts in proptest::array::uniform3(0u8..3),
+        code in 0u8..6,
+        records in proptest::collection::vec((0u16..70, 0u32..400, proptest::collection::vec(any::<u8>(), 0..30)), 0..4),
+        noise in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..2),
+        passed in 1u64..300,
+    ) {
+        let asked = query("Example.com.", RecordType::A, 1);
+        let mut reply = with_code(reply_to(&asked), code);
+        for (kind, ttl, data) in &records {
+            reply = with_record(reply, 0, *kind, *ttl, data);
+        }
+        (reply[7], reply[9], reply[11]) = counts.into();
+        for (at, byte) in noise {
+            let at = at.index(reply.len()).max(asked.len() - 1);
+            if at < reply.len() && at >= asked.len() {
+                reply[at] = byte;
+            }
+        }
+        let bytes = reply.clone();
+        let (first, second, hits) = run(async move {
+            let server = FakeServer::udp(move |query| vec![[&query[..2], &bytes[2..]].concat()]).await;
+            let dns = dns_with_cache(server.address, 10);
+            let first = dns.answer(&asked, udp(1)).await.unwrap();
+            pass(Duration::from_secs(passed)).await;
+            let second = dns.answer(&asked, udp(1)).await.unwrap();
+            (first, second, dns.counters().metric(Metric::DnsCacheHits))
+        });
+        prop_assert_eq!(&first, &reply);
+        prop_assert_eq!(second.len(), reply.len());
+        if hits == 0 {
+            prop_assert_eq!(&second, &reply);
+        } else {
+            let kept = reply::keeping(&reply).unwrap();
+            prop_assert!(kept.lifetime > Duration::from_secs(passed));
+            let mut expected = reply;
+            reply::age(&mut expected, &kept.ttls, passed as u32);
+            prop_assert_eq!(second, expected);
+        }
     }
 }

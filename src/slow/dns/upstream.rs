@@ -1,29 +1,73 @@
 //! One exchange with one resolver of the host.
 //!
-//! RFC 5452, 9.2: every query has an unpredictable message ID and goes out of a socket of its own, from a port that
-//! the kernel draws at random, connected, so that only datagrams of the resolver's address and port come in. A message
-//! that does not answer the question is passed over, and the wait goes on: a forger who guesses wrong gains nothing.
+//! RFC 5452, 9.2: every query has an unpredictable message ID and goes out of a connected socket at a port that the kernel
+//! draws at random, so that only datagrams of the resolver's address and port come in. A message that does not answer the
+//! question is passed over, and the wait goes on: a forger who guesses wrong gains nothing.
+//!
+//! Opening and closing a socket costs more than asking by it. So while queries crowd, one whose answer has come hands its socket
+//! to the next one to the same resolver: a few times, for a second at the most, and not one at which somebody has guessed. A query
+//! that is alone has a socket of its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt, SeedableRng};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use super::message::{MESSAGE_MAX, Query};
 use super::{DnsError, Transport};
 use crate::observe::counters::{Counters, Metric};
 
+/// How many queries a socket serves, one after the other, and for how long.
+const USES_MAX: u8 = 16;
+const AGE_MAX: Duration = Duration::from_secs(1);
+/// Sockets of one resolver that wait for the next query.
+const SPARE_MAX: usize = 64;
+
 /// What exchanges share.
 pub(super) struct Upstream {
     ids: RefCell<StdRng>,
+    /// Datagram exchanges under way.
+    under_way: Cell<usize>,
+    /// Sockets whose query has been answered, by the resolver they are connected to.
+    spare: RefCell<HashMap<SocketAddr, Vec<Line>>>,
+    /// There are such sockets.
+    kept: Notify,
     /// Where datagrams land before their length is known: one for all, since none stays there.
     landing: RefCell<Box<[u8]>>,
+}
+
+/// A connected socket, and what it has served.
+struct Line {
+    socket: UdpSocket,
+    opened: Instant,
+    uses: u8,
+}
+
+/// An exchange under way.
+struct UnderWay<'u>(&'u Upstream);
+
+impl<'u> UnderWay<'u> {
+    fn new(upstream: &'u Upstream) -> Self {
+        upstream.under_way.set(upstream.under_way.get() + 1);
+        Self(upstream)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+    }
 }
 
 impl Upstream {
@@ -31,7 +75,13 @@ impl Upstream {
     pub fn new() -> Result<Self, DnsError> {
         let ids = StdRng::try_from_rng(&mut SysRng)
             .map_err(|error| DnsError::Random(io::Error::other(error.to_string())))?;
-        Ok(Self { ids: RefCell::new(ids), landing: RefCell::new(vec![0; MESSAGE_MAX].into()) })
+        Ok(Self {
+            ids: RefCell::new(ids),
+            under_way: Cell::new(0),
+            spare: RefCell::default(),
+            kept: Notify::new(),
+            landing: RefCell::new(vec![0; MESSAGE_MAX].into()),
+        })
     }
 
     /// Asks one resolver, and waits for its answer for as long as the caller does. The answer bears the guest's ID.
@@ -57,37 +107,84 @@ impl Upstream {
         id: u16,
         counters: &Counters,
     ) -> io::Result<Vec<u8>> {
-        let socket = open_udp(server).await?;
-        socket.send(&query.under_id(id)).await?;
+        let _under_way = UnderWay::new(self);
+        let mut line = match self.take_spare(server) {
+            Some(line) => line,
+            None => Line { socket: open_udp(server)?, opened: Instant::now(), uses: 0 },
+        };
+        line.uses += 1;
+        let message = query.under_id(id);
+        match send(line.socket.as_raw_fd(), &message, MsgFlags::MSG_DONTWAIT) {
+            Ok(_) => {}
+            Err(nix::Error::EAGAIN) => drop(line.socket.send(&message).await?),
+            Err(error) => return Err(error.into()),
+        }
         let receive = || {
             let mut landing = self.landing.borrow_mut();
-            let len = recv(socket.as_raw_fd(), &mut landing, MsgFlags::empty())?;
+            let len = recv(line.socket.as_raw_fd(), &mut landing, MsgFlags::empty())?;
             let reply = &landing[..len];
             Ok(query.is_answered_by(reply, id).then(|| reply.to_vec()))
         };
         loop {
             // An ICMP error makes a socket neither readable nor closed (udp_poll in the kernel): it must be waited for by
             // name, or a refused port would look like silence. The one call takes either.
-            if let Some(reply) = socket.async_io(Interest::READABLE | Interest::ERROR, receive).await? {
+            if let Some(reply) = line.socket.async_io(Interest::READABLE | Interest::ERROR, receive).await? {
+                self.keep_spare(server, line);
                 return Ok(reply);
             }
+            line.uses = USES_MAX;
             counters.add(Metric::DnsMismatched, 1);
         }
     }
+
+    fn take_spare(&self, server: SocketAddr) -> Option<Line> {
+        let mut spare = self.spare.borrow_mut();
+        let lines = spare.get_mut(&server)?;
+        std::iter::from_fn(|| lines.pop()).find(|line| line.opened.elapsed() < AGE_MAX)
+    }
+
+    fn keep_spare(&self, server: SocketAddr, line: Line) {
+        if line.uses >= USES_MAX || self.under_way.get() < 2 {
+            return;
+        }
+        let mut spare = self.spare.borrow_mut();
+        let lines = spare.entry(server).or_default();
+        if lines.len() < SPARE_MAX {
+            lines.push(line);
+            self.kept.notify_one();
+        }
+    }
+
+    /// Closes sockets that nobody took. Runs for ever, and only while there are any.
+    pub async fn close_spare(&self) {
+        loop {
+            self.kept.notified().await;
+            while !self.spare.borrow().is_empty() {
+                sleep(AGE_MAX).await;
+                self.close_old();
+            }
+        }
+    }
+
+    fn close_old(&self) {
+        self.spare.borrow_mut().retain(|_, lines| {
+            lines.retain(|line| line.opened.elapsed() < AGE_MAX);
+            !lines.is_empty()
+        });
+    }
 }
 
-async fn open_udp(server: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+/// A socket at a port that the kernel draws when it connects.
+fn open_udp(server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(server), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     // Without it the kernel keeps "host unreachable" to itself (ip(7), IP_RECVERR), and the query would sit its time
     // out. A refused port is told in any case, so a kernel without it costs only that time.
     let _ = match server {
         SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true),
         SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true),
     };
-    socket.connect(server).await?;
-    Ok(socket)
+    socket.connect(&server.into())?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// RFC 7766: two bytes of length before each message, both sent at once (8).
@@ -110,5 +207,93 @@ async fn ask_over_tcp(
             return Ok(reply);
         }
         counters.add(Metric::DnsMismatched, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::address::Endpoint;
+    use crate::slow::dns::fake_server::{addresses, query, reply_to};
+    use hickory_proto::rr::RecordType;
+    use std::collections::HashSet;
+
+    /// Asks so often, so many at a time; returns the ports that the resolver has seen.
+    async fn ports(upstream: &Upstream, rounds: usize, at_a_time: usize, forged: bool) -> Vec<u16> {
+        let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let asked = query("example.com.", RecordType::A, 1);
+        let asked = Query::parse(&asked).unwrap();
+        let transport = Transport::Udp(Endpoint::new(addresses().v4.unwrap().guest, 4000));
+        let counters = Counters::default();
+        let mut ports = Vec::new();
+        let serve = async {
+            let mut bytes = [0; 512];
+            loop {
+                let (len, from) = server.recv_from(&mut bytes).await.unwrap();
+                ports.push(from.port());
+                if forged {
+                    server.send_to(&[0; 20], from).await.unwrap();
+                }
+                server.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+            }
+        };
+        let ask = async {
+            // One that stays, so that others are never the last.
+            let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let stays = upstream.ask(silent.local_addr().unwrap(), &asked, transport, &counters);
+            let rounds = async {
+                for _ in 0..rounds {
+                    let mut race = super::super::race::Race::default();
+                    (0..at_a_time)
+                        .for_each(|_| race.push(upstream.ask(address, &asked, transport, &counters)));
+                    while !race.is_empty() {
+                        race.next().await.unwrap();
+                    }
+                }
+            };
+            if at_a_time > 1 {
+                tokio::select! { biased; _ = stays => panic!("an answer of nobody"), () = rounds => {} }
+            } else {
+                rounds.await;
+            }
+        };
+        tokio::select! { () = ask => {}, () = serve => {} }
+        ports
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_query_alone_has_a_port_of_its_own_and_leaves_none_behind() {
+        let upstream = Upstream::new().unwrap();
+        let seen = ports(&upstream, 20, 1, false).await;
+        assert!(seen.iter().collect::<HashSet<_>>().len() >= 19, "{seen:?}");
+        assert!(upstream.spare.borrow().is_empty());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn crowding_queries_hand_sockets_on_a_few_times() {
+        let upstream = Upstream::new().unwrap();
+        let seen = ports(&upstream, 64, 8, false).await;
+        assert_eq!(seen.len(), 512);
+        let ports: HashSet<_> = seen.iter().copied().collect();
+        assert!((32..=64).contains(&ports.len()), "{} ports", ports.len());
+        for port in ports {
+            assert!(seen.iter().filter(|seen| **seen == port).count() <= usize::from(USES_MAX));
+        }
+        assert!(!upstream.spare.borrow().is_empty());
+        tokio::time::pause();
+        let closed = async {
+            while !upstream.spare.borrow().is_empty() {
+                sleep(AGE_MAX / 10).await;
+            }
+        };
+        tokio::select! { () = upstream.close_spare() => {}, () = closed => {} }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_socket_at_which_somebody_has_guessed_is_not_handed_on() {
+        let upstream = Upstream::new().unwrap();
+        let seen = ports(&upstream, 10, 8, true).await;
+        assert!(seen.iter().collect::<HashSet<_>>().len() >= 76, "{seen:?}");
     }
 }

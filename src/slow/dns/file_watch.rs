@@ -1,6 +1,6 @@
-//! Notices when resolv.conf means something else than before.
+//! Files that others write, resolv.conf and hosts: reads them, and notices when they mean something else than before.
 //!
-//! The file may be rewritten in place, replaced by another that is renamed over it, or be a symbolic link that is
+//! A file may be rewritten in place, replaced by another that is renamed over it, or be a symbolic link that is
 //! switched, and the link may lead over further links (/etc/resolv.conf to /run/systemd/resolve/stub-resolv.conf). So
 //! what is watched (inotify(7)) is each *directory* in which a step of the way lies, for the name of that step. A
 //! directory that does not exist yet is watched for in the nearest one above it that does. The file itself is watched
@@ -12,8 +12,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
@@ -33,11 +35,20 @@ struct Hop {
     name: OsString,
 }
 
-/// The directories that decide what `path` means, each once. They must stay readable, and so must the file in the last
-/// of them, for as long as the file is followed.
-pub fn watched_directories(path: &Path) -> Vec<PathBuf> {
+/// Reads a file as far as it may be long; what comes behind does not count, nor what is no text.
+pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<String> {
+    // Without waiting, should somebody have put a FIFO there.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The directories that decide what these paths mean, each once. They must stay readable, and so must the files in the
+/// last of each way, for as long as the files are followed.
+pub fn watched_directories(paths: &[PathBuf]) -> Vec<PathBuf> {
     let mut directories: Vec<PathBuf> = Vec::new();
-    for Hop { directory, .. } in way(path) {
+    for Hop { directory, .. } in ways(paths) {
         if !directories.contains(&directory) {
             directories.push(directory);
         }
@@ -45,7 +56,12 @@ pub fn watched_directories(path: &Path) -> Vec<PathBuf> {
     directories
 }
 
-/// The way to the file: itself, then what each link points to.
+/// The ways to all files.
+fn ways(paths: &[PathBuf]) -> Vec<Hop> {
+    paths.iter().flat_map(|path| way(path)).collect()
+}
+
+/// The way to a file: itself, then what each link points to.
 fn way(path: &Path) -> Vec<Hop> {
     let mut hops = Vec::new();
     let mut path = path.to_path_buf();
@@ -74,10 +90,10 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// What waits for changes.
-pub(super) struct ResolvWatch {
-    path: PathBuf,
+pub(super) struct FileWatch {
+    paths: Vec<PathBuf>,
     inotify: AsyncFd<Descriptor>,
-    /// For which names each watch is; the file's own is for anything that happens to it.
+    /// For which names each watch is; a file's own is for anything that happens to it.
     wanted: HashMap<WatchDescriptor, Vec<OsString>>,
 }
 
@@ -89,14 +105,14 @@ impl AsRawFd for Descriptor {
     }
 }
 
-impl ResolvWatch {
+impl FileWatch {
     /// Watches from now on.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub fn new(paths: Vec<PathBuf>) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         // SAFETY: `Descriptor` owns the instance and never exchanges it, so its descriptor stays the same and open for as
         // long as the registration.
         let inotify = unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE) }?;
-        let mut watch = Self { path: path.to_path_buf(), inotify, wanted: HashMap::new() };
+        let mut watch = Self { paths, inotify, wanted: HashMap::new() };
         watch.arm();
         Ok(watch)
     }
@@ -128,14 +144,16 @@ impl ResolvWatch {
 
     fn arm(&mut self) {
         let before = std::mem::take(&mut self.wanted);
-        let mut hops = way(&self.path);
+        let mut hops = ways(&self.paths);
         for _ in 0..WALKS_MAX {
             self.wanted.clear();
             for Hop { directory, name } in &hops {
                 self.add(directory, in_directory(), Some(name.clone()));
             }
-            self.add(&self.path.clone(), of_file(), None);
-            let again = way(&self.path);
+            for path in self.paths.clone() {
+                self.add(&path, of_file(), None);
+            }
+            let again = ways(&self.paths);
             if again == hops {
                 break;
             }
@@ -180,7 +198,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     /// Waits for the change that `change` makes, and for no other.
-    async fn is_noticed(watch: &mut ResolvWatch, what: &str, change: impl FnOnce()) {
+    async fn is_noticed(watch: &mut FileWatch, what: &str, change: impl FnOnce()) {
         change();
         soon(watch.changed()).await.unwrap_or_else(|_| panic!("{what} was not noticed")).unwrap();
     }
@@ -189,7 +207,7 @@ mod tests {
     async fn rewriting_renaming_over_and_removing_are_noticed() {
         let directory = Directory::new();
         let (path, other) = (directory.path("resolv.conf"), directory.path("other"));
-        let mut watch = ResolvWatch::new(&path).unwrap();
+        let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
         is_noticed(&mut watch, "creation", || fs::write(&path, "1").unwrap()).await;
         is_noticed(&mut watch, "rewriting", || fs::write(&path, "2").unwrap()).await;
         fs::write(&other, "3").unwrap();
@@ -208,11 +226,13 @@ mod tests {
         symlink("../run/link", &path).unwrap();
         symlink(directory.path("elsewhere/file"), directory.path("run/link")).unwrap();
         fs::write(directory.path("elsewhere/file"), "1").unwrap();
-        let canonical: Vec<_> =
-            watched_directories(&path).iter().map(|path| path.canonicalize().unwrap()).collect();
+        let canonical: Vec<_> = watched_directories(std::slice::from_ref(&path))
+            .iter()
+            .map(|path| path.canonicalize().unwrap())
+            .collect();
         assert_eq!(canonical, ["etc", "run", "elsewhere"].map(|name| directory.path(name)));
 
-        let mut watch = ResolvWatch::new(&path).unwrap();
+        let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
         is_noticed(&mut watch, "rewriting", || fs::write(directory.path("elsewhere/file"), "2").unwrap())
             .await;
         symlink(directory.path("etc/file"), directory.path("run/new")).unwrap();
@@ -220,7 +240,7 @@ mod tests {
         is_noticed(&mut watch, "the switch", switch).await;
         let create = || fs::write(directory.path("etc/file"), "3").unwrap();
         is_noticed(&mut watch, "the new target", create).await;
-        assert_eq!(watched_directories(&path).len(), 2, "etc twice, and run");
+        assert_eq!(watched_directories(std::slice::from_ref(&path)).len(), 2, "etc twice, and run");
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -228,7 +248,7 @@ mod tests {
         let directory = Directory::new();
         let path = directory.path("resolv.conf");
         symlink("run/systemd/resolve/stub", &path).unwrap();
-        let mut watch = ResolvWatch::new(&path).unwrap();
+        let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
         fs::create_dir_all(directory.path("run/systemd/resolve")).unwrap();
         is_noticed(&mut watch, "the directory", || {}).await;
         is_noticed(&mut watch, "the file", || {
@@ -238,11 +258,27 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
+    async fn several_files_are_watched_each_for_itself() {
+        let directory = Directory::new();
+        for name in ["etc", "run"] {
+            fs::create_dir(directory.path(name)).unwrap();
+        }
+        let paths = ["etc/resolv.conf", "etc/hosts", "run/resolv.conf"].map(|name| directory.path(name));
+        let mut watch = FileWatch::new(paths.to_vec()).unwrap();
+        for path in &paths {
+            let name = path.display().to_string();
+            is_noticed(&mut watch, &name, || fs::write(path, "1").unwrap()).await;
+        }
+        is_noticed(&mut watch, "removal", || fs::remove_file(&paths[1]).unwrap()).await;
+        assert_eq!(watched_directories(&paths).len(), 2);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
     async fn what_happens_beside_the_file_is_not_a_change() {
         let directory = Directory::new();
         let path = directory.path("resolv.conf");
         fs::write(&path, "1").unwrap();
-        let watch = ResolvWatch::new(&path).unwrap();
+        let watch = FileWatch::new(vec![path.clone()]).unwrap();
         for number in 0..50 {
             fs::write(directory.path(&format!("other{number}")), "x").unwrap();
         }
@@ -260,6 +296,6 @@ mod tests {
         symlink("b", directory.path("a")).unwrap();
         symlink("a", directory.path("b")).unwrap();
         assert_eq!(way(&directory.path("a")).len(), HOPS_MAX);
-        assert_eq!(watched_directories(&directory.path("a")), [directory.path("")]);
+        assert_eq!(watched_directories(&[directory.path("a")]), [directory.path("")]);
     }
 }
