@@ -1,13 +1,12 @@
 //! What the user asked for, in words ([`Options`]: command line and TOML file) and checked ([`Config`]).
 
-use std::io::Read;
+mod options;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::Deserialize;
+use ipnet::IpNet;
 
 use crate::control::place::{PlaceError, Wanted};
 use crate::frame::address::Mac;
@@ -16,8 +15,9 @@ use crate::netlink::HostNetwork;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, OTHER_SUBNETS6, SUBNET, SUBNET6};
 use crate::policy::guest_api::{GuestApi, GuestBounds, port_range};
-use crate::policy::names::{self, AddressFilter, Entry, NamePolicy, Server};
+use crate::policy::names::{self, NamePolicy};
 use crate::policy::publish::{self, PublishRequest};
+pub use options::{LogFormat, Options};
 
 /// The gateway's MAC: locally administered, the same in every guest, so that a moved guest's cache stays right.
 pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
@@ -40,207 +40,6 @@ const FLOWS_DEFAULT: u32 = 262_144;
 
 /// Ports that a guest may publish at a time by default.
 const GUEST_PORTS_DEFAULT: usize = 1024;
-
-/// How log lines look.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs: one JSON object a line.
-    Json,
-}
-
-/// The options of every link. The same names, with the same meaning, are the keys of the configuration file.
-#[derive(Args, Deserialize, Clone, Debug, Default)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Options {
-    /// Publish a port: [ADDRESS:][HOSTPORT[-END]:]GUESTPORT[-END][/tcp|udp]
-    #[arg(short, long, value_name = "SPEC")]
-    pub publish: Vec<String>,
-
-    /// IPv4 only
-    #[arg(short = '4', long, conflicts_with = "ipv6_only")]
-    pub ipv4_only: bool,
-
-    /// IPv6 only
-    #[arg(short = '6', long)]
-    pub ipv6_only: bool,
-
-    /// The link's IPv4 subnet [default: 192.168.65.0/24, or another when a route of the host covers it]
-    #[arg(long, value_name = "CIDR")]
-    pub subnet: Option<Ipv4Net>,
-
-    /// The link's IPv6 subnet [default: fdc4:f303:9324::/64, or another when a route of the host covers it]
-    #[arg(long, value_name = "CIDR")]
-    pub subnet6: Option<Ipv6Net>,
-
-    /// The guest's IPv4 address [default: .3 of the subnet]
-    #[arg(long, value_name = "IP")]
-    pub guest_ip: Option<Ipv4Addr>,
-
-    /// The gateway's IPv4 address [default: .1 of the subnet]
-    #[arg(long, value_name = "IP")]
-    pub gateway_ip: Option<Ipv4Addr>,
-
-    /// The IPv4 address under which the guest reaches the host's loopback [default: .254 of the subnet]
-    #[arg(long, value_name = "IP")]
-    pub host_ip: Option<Ipv4Addr>,
-
-    /// The link's MTU in bytes [default: 1500]
-    #[arg(long, value_name = "BYTES")]
-    pub mtu: Option<u16>,
-
-    /// The guest's MAC address
-    #[arg(long, value_name = "MAC")]
-    #[serde(deserialize_with = "mac")]
-    pub mac: Option<Mac>,
-
-    /// The name of the guest's interface [default: eth0]
-    #[arg(long, value_name = "NAME")]
-    pub interface: Option<String>,
-
-    /// The guest's host name
-    #[arg(long, value_name = "NAME")]
-    pub hostname: Option<String>,
-
-    /// Ask this resolver instead of the host's (repeatable)
-    #[arg(long, value_name = "ADDR")]
-    pub dns: Vec<IpAddr>,
-
-    /// Ask these servers, and no others, about the names of a zone (repeatable; in a file: the table zones)
-    #[arg(long, value_name = "NAME=ADDR[,ADDR…]")]
-    #[serde(rename = "zones", deserialize_with = "names::entries")]
-    pub zone: Vec<Entry<Server>>,
-
-    /// Answer these addresses for a name; *.NAME: for all below it (repeatable; in a file: the table records)
-    #[arg(long, value_name = "NAME=ADDR[,ADDR…]")]
-    #[serde(rename = "records", deserialize_with = "names::entries")]
-    pub record: Vec<Entry<IpAddr>>,
-
-    /// Do not answer by the host's /etc/hosts
-    #[arg(long)]
-    pub no_hosts: bool,
-
-    /// Answers of resolvers that are kept as long as they hold; 0 none [default: 1000]
-    #[arg(long, value_name = "N")]
-    pub dns_cache: Option<usize>,
-
-    /// Addresses of resolvers' answers that the guest is not told; auto: IPv6 while the host has no route for it
-    #[arg(long, value_enum)]
-    pub dns_filter: Option<AddressFilter>,
-
-    /// Log every query: its name, type, sender, who answered, and how
-    #[arg(long)]
-    pub dns_log: bool,
-
-    /// Do not let the guest reach the host's loopback
-    #[arg(long)]
-    pub no_host_loopback: bool,
-
-    /// Do not let the guest reach the host's other addresses
-    #[arg(long)]
-    pub no_host_addresses: bool,
-
-    /// Let the guest reach the cloud's metadata service (169.254.169.254)
-    #[arg(long)]
-    pub allow_metadata: bool,
-
-    /// Show clients of these networks to the guest under the gateway's address (repeatable)
-    #[arg(long, value_name = "CIDR")]
-    pub snat_from: Vec<IpNet>,
-
-    /// Who may answer a guest's datagram
-    #[arg(long, value_enum)]
-    pub udp_filtering: Option<UdpFiltering>,
-
-    /// Keep listening at published TCP ports although the guest refuses
-    #[arg(long)]
-    pub always_listen: bool,
-
-    /// Worker threads [default: one a processor, at most 4]
-    #[arg(long, value_name = "N")]
-    pub workers: Option<usize>,
-
-    /// How input and output is done
-    #[arg(long, value_enum)]
-    pub engine: Option<EngineChoice>,
-
-    /// Flows held at the most [default: 262144]
-    #[arg(long, value_name = "N")]
-    pub max_flows: Option<u32>,
-
-    /// Look for work for up to so many microseconds before sleeping, while that pays; 0 never [default: 50]
-    #[arg(long, value_name = "US")]
-    pub spin_us: Option<u32>,
-
-    /// The name by which this hythe is found by others that ask it [default: the number of its process]
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-
-    /// Where its control socket is [default: $XDG_RUNTIME_DIR/hythe/NAME.sock, for root /run/hythe/NAME.sock]
-    #[arg(long, value_name = "PATH")]
-    pub api: Option<PathBuf>,
-
-    /// What the guest may ask of hythe at http://gateway.docker.internal
-    #[arg(long, value_enum)]
-    pub guest_api: Option<GuestApi>,
-
-    /// Ports of the host that the guest may publish [default: 1-65535]
-    #[arg(long, value_name = "FIRST-LAST")]
-    pub guest_api_ports: Option<String>,
-
-    /// Addresses of the host on which the guest may publish (repeatable) [default: all]
-    #[arg(long, value_name = "CIDR")]
-    pub guest_api_address: Vec<IpNet>,
-
-    /// Ports that the guest may publish at a time, each address for itself [default: 1024]
-    #[arg(long, value_name = "N")]
-    pub guest_api_max_ports: Option<usize>,
-
-    /// Write the guest's frames to a file
-    #[arg(long, value_name = "FILE.pcapng")]
-    pub capture: Option<PathBuf>,
-
-    /// Keep capabilities, files and system calls open: for debuggers and tracers
-    #[arg(long, hide = true)]
-    pub no_sandbox: bool,
-
-    /// Read options from a TOML file; the command line's count more
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub config: Option<PathBuf>,
-
-    /// Say more; twice: say everything
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-
-    /// How log lines look
-    #[arg(long, value_enum)]
-    pub log_format: Option<LogFormat>,
-}
-
-fn either<T>(own: Vec<T>, other: Vec<T>) -> Vec<T> {
-    if own.is_empty() { other } else { own }
-}
-
-/// A configuration file is read as far as one can be long.
-const FILE_MAX_BYTES: u64 = 1 << 20;
-
-fn read_bounded(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_string(&mut text)?;
-    if read as u64 > FILE_MAX_BYTES {
-        return Err(std::io::Error::other("it is larger than 1 MiB"));
-    }
-    Ok(text)
-}
-
-fn mac<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mac>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map(Some).map_err(serde::de::Error::custom)
-}
 
 /// What cannot be done as asked.
 #[derive(Debug, thiserror::Error)]
@@ -287,71 +86,6 @@ pub enum ConfigError {
     /// Another value that cannot be.
     #[error("{0}")]
     Value(String),
-}
-
-impl Options {
-    /// Adds what the file named by `--config` says and the command line does not.
-    pub fn with_file(self) -> Result<Self, ConfigError> {
-        let Some(path) = self.config.clone() else { return Ok(self) };
-        let text =
-            read_bounded(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
-        let file = Self::parse(&text, &path)?;
-        Ok(self.over(file))
-    }
-
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            let message = format!("line {line}: {}", error.message());
-            ConfigError::Malformed { path: path.to_path_buf(), message }
-        })
-    }
-
-    /// These options, and where they say nothing, the other ones.
-    fn over(self, other: Self) -> Self {
-        Self {
-            publish: either(self.publish, other.publish),
-            ipv4_only: self.ipv4_only || (other.ipv4_only && !self.ipv6_only),
-            ipv6_only: self.ipv6_only || (other.ipv6_only && !self.ipv4_only),
-            subnet: self.subnet.or(other.subnet),
-            subnet6: self.subnet6.or(other.subnet6),
-            guest_ip: self.guest_ip.or(other.guest_ip),
-            gateway_ip: self.gateway_ip.or(other.gateway_ip),
-            host_ip: self.host_ip.or(other.host_ip),
-            mtu: self.mtu.or(other.mtu),
-            mac: self.mac.or(other.mac),
-            interface: self.interface.or(other.interface),
-            hostname: self.hostname.or(other.hostname),
-            dns: either(self.dns, other.dns),
-            zone: either(self.zone, other.zone),
-            record: either(self.record, other.record),
-            no_hosts: self.no_hosts || other.no_hosts,
-            dns_cache: self.dns_cache.or(other.dns_cache),
-            dns_filter: self.dns_filter.or(other.dns_filter),
-            dns_log: self.dns_log || other.dns_log,
-            no_host_loopback: self.no_host_loopback || other.no_host_loopback,
-            no_host_addresses: self.no_host_addresses || other.no_host_addresses,
-            allow_metadata: self.allow_metadata || other.allow_metadata,
-            snat_from: either(self.snat_from, other.snat_from),
-            udp_filtering: self.udp_filtering.or(other.udp_filtering),
-            always_listen: self.always_listen || other.always_listen,
-            workers: self.workers.or(other.workers),
-            engine: self.engine.or(other.engine),
-            max_flows: self.max_flows.or(other.max_flows),
-            spin_us: self.spin_us.or(other.spin_us),
-            name: self.name.or(other.name),
-            api: self.api.or(other.api),
-            guest_api: self.guest_api.or(other.guest_api),
-            guest_api_ports: self.guest_api_ports.or(other.guest_api_ports),
-            guest_api_address: either(self.guest_api_address, other.guest_api_address),
-            guest_api_max_ports: self.guest_api_max_ports.or(other.guest_api_max_ports),
-            capture: self.capture.or(other.capture),
-            no_sandbox: self.no_sandbox || other.no_sandbox,
-            config: self.config,
-            verbose: self.verbose.max(other.verbose),
-            log_format: self.log_format.or(other.log_format),
-        }
-    }
 }
 
 /// Options that were checked and completed.
@@ -667,7 +401,11 @@ fn check_hostname(name: &str) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::options::FILE_MAX_BYTES;
     use super::*;
+    use crate::policy::names::AddressFilter;
 
     fn config(options: Options) -> Result<Config, ConfigError> {
         Config::new(options, &HostNetwork::default())
