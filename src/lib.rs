@@ -22,6 +22,7 @@ pub mod policy;
 pub mod random;
 pub mod relay;
 pub mod sandbox;
+pub mod shim;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slow;

@@ -15,7 +15,7 @@ use crate::policy::publish::{self, HostPort};
 /// Publishes ports, and says where each is found.
 pub fn publish(wanted: &Wanted, specs: Vec<String>) -> anyhow::Result<u8> {
     let parsed = parse(&specs)?;
-    let body = serde_json::to_vec(&Publish { publish: specs })?;
+    let body = serde_json::to_vec(&Publish { publish: specs, while_connected: false })?;
     let path = wanted.find()?;
     let answer = ask(&path, Method::POST, "/v1/ports", Some(body))
         .map_err(|error| with_occupant(error, |occupant| is_asked(&path, occupant)))?;

@@ -37,6 +37,9 @@ pub struct Ports {
 pub struct Publish {
     /// In the words of `-p`: all of them, or none.
     pub publish: Vec<String>,
+    /// Whether they are published only as long as the connection lasts over which this is asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub while_connected: bool,
 }
 
 /// What hythe is and does.

@@ -150,7 +150,7 @@ impl Router {
         }
         let bytes = body(request.into_body()).await?;
         let turn = self.publishing.turn().await;
-        let Publish { publish: specs } = serde_json::from_slice(&bytes).map_err(|error| {
+        let Publish { publish: specs, .. } = serde_json::from_slice(&bytes).map_err(|error| {
             let detail = format!("the body is not as expected, like {{\"publish\": [\"8000:80\"]}}: {error}");
             Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail)
         })?;
