@@ -15,6 +15,7 @@ use crate::host::engine::EngineChoice;
 use crate::netlink::HostNetwork;
 use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, OTHER_SUBNETS6, SUBNET, SUBNET6};
+use crate::policy::guest_api::{GuestApi, GuestBounds, port_range};
 use crate::policy::publish::{self, PublishRequest};
 
 /// The gateway's MAC: locally administered, the same in every guest, so that a moved guest's cache stays right.
@@ -35,6 +36,9 @@ const SPIN_DEFAULT_US: u32 = 50;
 
 /// Flows that one process holds by default.
 const FLOWS_DEFAULT: u32 = 262_144;
+
+/// Ports that a guest may publish at a time by default.
+const GUEST_PORTS_DEFAULT: usize = 1024;
 
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
@@ -152,6 +156,22 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub api: Option<PathBuf>,
 
+    /// What the guest may ask of hythe at http://gateway.docker.internal
+    #[arg(long, value_enum)]
+    pub guest_api: Option<GuestApi>,
+
+    /// Ports of the host that the guest may publish [default: 1-65535]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub guest_api_ports: Option<String>,
+
+    /// Addresses of the host on which the guest may publish (repeatable) [default: all]
+    #[arg(long, value_name = "CIDR")]
+    pub guest_api_address: Vec<IpNet>,
+
+    /// Ports that the guest may publish at a time, each address for itself [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub guest_api_max_ports: Option<usize>,
+
     /// Write the guest's frames to a file
     #[arg(long, value_name = "FILE.pcapng")]
     pub capture: Option<PathBuf>,
@@ -172,6 +192,10 @@ pub struct Options {
     /// How log lines look
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
+}
+
+fn either<T>(own: Vec<T>, other: Vec<T>) -> Vec<T> {
+    if own.is_empty() { other } else { own }
 }
 
 /// A configuration file is read as far as one can be long.
@@ -258,9 +282,8 @@ impl Options {
 
     /// These options, and where they say nothing, the other ones.
     fn over(self, other: Self) -> Self {
-        let either = |own: Vec<_>, other| if own.is_empty() { other } else { own };
         Self {
-            publish: if self.publish.is_empty() { other.publish } else { self.publish },
+            publish: either(self.publish, other.publish),
             ipv4_only: self.ipv4_only || (other.ipv4_only && !self.ipv6_only),
             ipv6_only: self.ipv6_only || (other.ipv6_only && !self.ipv4_only),
             subnet: self.subnet.or(other.subnet),
@@ -272,7 +295,7 @@ impl Options {
             mac: self.mac.or(other.mac),
             interface: self.interface.or(other.interface),
             hostname: self.hostname.or(other.hostname),
-            dns: if self.dns.is_empty() { other.dns } else { self.dns },
+            dns: either(self.dns, other.dns),
             no_host_loopback: self.no_host_loopback || other.no_host_loopback,
             no_host_addresses: self.no_host_addresses || other.no_host_addresses,
             allow_metadata: self.allow_metadata || other.allow_metadata,
@@ -285,6 +308,10 @@ impl Options {
             spin_us: self.spin_us.or(other.spin_us),
             name: self.name.or(other.name),
             api: self.api.or(other.api),
+            guest_api: self.guest_api.or(other.guest_api),
+            guest_api_ports: self.guest_api_ports.or(other.guest_api_ports),
+            guest_api_address: either(self.guest_api_address, other.guest_api_address),
+            guest_api_max_ports: self.guest_api_max_ports.or(other.guest_api_max_ports),
             capture: self.capture.or(other.capture),
             no_sandbox: self.no_sandbox || other.no_sandbox,
             config: self.config,
@@ -313,6 +340,10 @@ pub struct Config {
     pub publish: Vec<PublishRequest>,
     /// Which control socket it has.
     pub control: Wanted,
+    /// What the guest may ask.
+    pub guest_api: GuestApi,
+    /// What it may publish.
+    pub guest_bounds: GuestBounds,
     /// A published port refuses clients while the guest does.
     pub mirror_refusal: bool,
     /// Whether strangers' datagrams reach the guest.
@@ -374,6 +405,17 @@ impl Config {
         }
         let control = Wanted { name: options.name, api: options.api };
         control.check()?;
+        let guest_api = options.guest_api.unwrap_or_default();
+        let ports = options.guest_api_ports.as_deref().unwrap_or("1-65535");
+        let guest_bounds = GuestBounds {
+            ports: port_range(ports).ok_or_else(|| {
+                ConfigError::Value(format!(
+                    "--guest-api-ports '{ports}': is no range of ports, like 1024-65535"
+                ))
+            })?,
+            addresses: options.guest_api_address,
+            most: options.guest_api_max_ports.unwrap_or(GUEST_PORTS_DEFAULT),
+        };
         let workers = options.workers.unwrap_or_else(default_workers);
         if !(1..=MAX_WORKERS).contains(&workers) {
             return Err(ConfigError::Value(format!("--workers {workers}: must be from 1 to {MAX_WORKERS}")));
@@ -392,6 +434,7 @@ impl Config {
                 host_loopback: !options.no_host_loopback,
                 host_addresses: !options.no_host_addresses,
                 metadata: options.allow_metadata,
+                guest_api: guest_api != GuestApi::Off,
                 snat_from: options.snat_from,
                 own: host.own.clone(),
             },
@@ -402,6 +445,8 @@ impl Config {
             dns: options.dns,
             publish,
             control,
+            guest_api,
+            guest_bounds,
             mirror_refusal: !options.always_listen,
             udp_filtering: options.udp_filtering.unwrap_or_default(),
             workers,
@@ -655,6 +700,10 @@ mod tests {
             (Options { subnet6: Some("::/64".parse().unwrap()), ..options() }, "is no place"),
             (Options { mac: Some(GATEWAY_MAC), ..options() }, "is the gateway's"),
             (Options { publish: vec!["x:80".into()], ..options() }, "expected [ADDRESS:]"),
+            (
+                Options { guest_api_ports: Some("9-5".into()), ..options() },
+                "--guest-api-ports '9-5': is no range",
+            ),
             (Options { name: Some("../x".into()), ..options() }, "--name '../x': "),
         ] {
             let message = message(options);

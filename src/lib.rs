@@ -3,6 +3,7 @@
 //! A guest hands it Ethernet frames; hythe ends the guest's TCP, UDP and ICMP and speaks them again through ordinary
 //! host sockets. `docs/ARCHITECTURE.md` is the map; the folders are the path of a frame.
 
+pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -18,6 +19,7 @@ pub mod netlink;
 pub mod node;
 pub mod observe;
 pub mod policy;
+pub mod port_broker;
 #[cfg(any(test, feature = "sim"))]
 pub mod random;
 pub mod relay;

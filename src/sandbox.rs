@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use caps::{CapSet, Capability};
 use landlock::{
     ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
 };
@@ -20,7 +21,7 @@ use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
 use crate::monitor::{session, sockets};
 use crate::observe::recorder;
-use crate::{exchange, slow};
+use crate::{exchange, port_broker, slow};
 
 /// What is given up could not be given up.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +35,16 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Sandbox
     move |error| SandboxError { what, error: error.to_string() }
 }
 
-/// Gives up all capabilities and the way to any. Threads started later have none either.
-pub fn drop_capabilities() -> Result<(), SandboxError> {
-    use caps::{CapSet, clear};
+/// Gives up all capabilities but `kept` and the way to any. Threads started later have no others either.
+pub fn drop_capabilities(kept: &[Capability]) -> Result<(), SandboxError> {
     // Dropping from the bounding set takes a capability itself; without one there is nothing to bound.
-    let _ = clear(None, CapSet::Bounding);
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        clear(None, set).map_err(failed("dropping capabilities"))?;
+    let _ = caps::clear(None, CapSet::Bounding);
+    let kept = kept.iter().copied().collect();
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
+        caps::clear(None, set).map_err(failed("dropping capabilities"))?;
+    }
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept).map_err(failed("dropping capabilities"))?;
     }
     nix::sys::prctl::set_no_new_privs().map_err(failed("no_new_privs"))
 }
@@ -81,6 +85,8 @@ pub enum Thread {
     Link,
     /// The first thread, which waits for signals and for the end.
     Main,
+    /// The process that binds privileged ports.
+    PortBroker,
 }
 
 /// What memory, threads, logging and the runtime take, whatever a thread does.
@@ -167,6 +173,11 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
         }
         Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
         Thread::Link => vec![session::SYSTEM_CALLS, sockets::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
+        Thread::PortBroker => {
+            let bind =
+                [listen::SYSTEM_CALLS, tcp::SYSTEM_CALLS, options::SYSTEM_CALLS, datagram::SYSTEM_CALLS];
+            [&[port_broker::SYSTEM_CALLS], &bind[..]].concat()
+        }
         Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()
@@ -273,7 +284,7 @@ mod tests {
         let child = unsafe { libc::fork() };
         if child == 0 {
             let limited =
-                drop_capabilities().and_then(|()| limit_system_calls(Thread::Worker(EngineKind::Epoll)));
+                drop_capabilities(&[]).and_then(|()| limit_system_calls(Thread::Worker(EngineKind::Epoll)));
             if limited.is_ok() {
                 call();
             }

@@ -13,7 +13,7 @@ use super::signals::{Received, Signals};
 use crate::config::{Config, Options};
 use crate::host::RESOLV_CONF;
 use crate::link::tap::{Created, Tap};
-use crate::namespace::channel::FromHelper;
+use crate::namespace::words::FromHelper;
 use crate::namespace::{Departure, Namespace, Plan, Target};
 use crate::netlink::HostNetwork;
 use crate::node::{Guest as GuestParts, Node, Provisions};

@@ -37,7 +37,7 @@ pub struct Ports {
 pub struct Publish {
     /// In the words of `-p`: all of them, or none.
     pub publish: Vec<String>,
-    /// Whether they are published only as long as the connection lasts over which this is asked.
+    /// For as long as the caller listens to the answer, which lasts as long as the ports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub while_connected: bool,
 }
@@ -95,6 +95,8 @@ pub enum Code {
     TooLarge,
     /// The request did not come to its end.
     TooSlow,
+    /// Not for this caller.
+    Forbidden,
     /// A specification means nothing, or what hythe cannot do.
     Specification,
     /// Published already.

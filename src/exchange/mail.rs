@@ -159,13 +159,16 @@ pub enum ToWorker<S> {
 pub enum Service {
     /// DNS, on port 53 of the gateway.
     Dns,
+    /// The control API, on port 80, where the guest may ask.
+    Api,
 }
 
 impl Service {
     /// The service on a TCP port of the gateway.
-    pub fn on_gateway_port(port: u16) -> Option<Self> {
+    pub fn on_gateway_port(port: u16, addresses: &Addresses) -> Option<Self> {
         match port {
             53 => Some(Self::Dns),
+            80 if addresses.guest_api => Some(Self::Api),
             _ => None,
         }
     }

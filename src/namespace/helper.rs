@@ -13,9 +13,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpgid, getpgrp};
 
-use super::channel::{Channel, FromHelper, ToHelper};
 use super::resolver::Cover;
+use super::words::{FromHelper, ToHelper};
 use super::{Plan, Target, command, configure, enter};
+use crate::channel::Channel;
 use crate::host::tcp;
 use crate::link::tap;
 
@@ -57,7 +58,7 @@ impl Helper<'_> {
                 Self::end_descendants();
                 match served {
                     Ok(Some(status)) => {
-                        let _ = self.channel.report(&FromHelper::Exited(status), &[]);
+                        let _ = self.channel.send(&FromHelper::Exited(status), &[]);
                         0
                     }
                     Ok(None) => 0,
@@ -66,7 +67,7 @@ impl Helper<'_> {
             }
             Err(message) => {
                 // hythe says it; if hythe is gone there is nobody to tell.
-                let _ = self.channel.report(&FromHelper::Failed(message), &[]);
+                let _ = self.channel.send(&FromHelper::Failed(message), &[]);
                 125
             }
         }
@@ -80,7 +81,7 @@ impl Helper<'_> {
         // SAFETY: no memory is passed.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
         // Nothing is changed before hythe has everything else.
-        if !matches!(self.channel.receive_from_hythe(), Ok(Some(ToHelper::SetUp))) {
+        if !matches!(self.channel.receive(), Ok(Some((ToHelper::SetUp, _)))) {
             return Err("hythe has given up".into());
         }
         let plan = self.plan;
@@ -102,12 +103,12 @@ impl Helper<'_> {
     }
 
     fn report(&self, message: &FromHelper, descriptors: &[RawFd]) -> Result<(), String> {
-        self.channel.report(message, descriptors).map_err(|error| format!("hythe is gone ({error})"))
+        self.channel.send(message, descriptors).map_err(|error| format!("hythe is gone ({error})"))
     }
 
     /// Tells the user something. If hythe is gone there is nobody to tell.
     fn note(&self, note: String) {
-        let _ = self.channel.report(&FromHelper::Note(note), &[]);
+        let _ = self.channel.send(&FromHelper::Note(note), &[]);
     }
 
     /// What a command expects besides the interface. None of it is worth failing for.
@@ -159,13 +160,11 @@ impl Helper<'_> {
                 }
             }
             // The end of the broker's channel comes with that of the other one.
-            if from_customers
-                && let Some(ToHelper::Sockets { count, v4 }) = self.broker.receive_from_hythe()?
-            {
+            if from_customers && let Some((ToHelper::Sockets { count, v4 }, _)) = self.broker.receive()? {
                 self.open_sockets(count, v4)?;
             }
             if from_hythe {
-                let Some(message) = self.channel.receive_from_hythe()? else { return Ok(None) };
+                let Some((message, _)) = self.channel.receive()? else { return Ok(None) };
                 self.obey(&message)?;
             }
         }
@@ -191,8 +190,8 @@ impl Helper<'_> {
                         Ok(())
                     }
                     Err((status, message)) => {
-                        self.channel.report(&FromHelper::Note(message), &[])?;
-                        self.channel.report(&FromHelper::Exited(status), &[])
+                        self.channel.send(&FromHelper::Note(message), &[])?;
+                        self.channel.send(&FromHelper::Exited(status), &[])
                     }
                 }
             }
@@ -216,7 +215,7 @@ impl Helper<'_> {
     fn open_sockets(&self, count: u8, v4: bool) -> io::Result<()> {
         let sockets: Vec<OwnedFd> = (0..count).filter_map(|_| tcp::new_stream(v4).ok()).collect();
         let descriptors: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        self.broker.report(&FromHelper::Sockets { v4 }, &descriptors)
+        self.broker.send(&FromHelper::Sockets { v4 }, &descriptors)
     }
 
     /// Collects children that have ended; the exit status of the command, if it was among them.

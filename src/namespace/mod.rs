@@ -10,13 +10,13 @@
 //! The helper dies with hythe: it sees the end of the channel, ends the command and everything that came of it, and
 //! exits. hythe sees the end of the helper the same way.
 
-pub mod channel;
 mod command;
 mod configure;
 mod enter;
 mod helper;
 mod resolver;
 mod watch;
+pub mod words;
 
 use std::ffi::OsString;
 use std::io;
@@ -26,11 +26,12 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use nix::sys::signal::{SigSet, Signal, kill};
 
+use crate::channel::Channel;
 use crate::config::Config;
 use crate::frame::address::Mac;
 use crate::link::tap::Created;
-use channel::{Channel, FromHelper, ToHelper};
 pub use watch::Departure;
+use words::{FromHelper, ToHelper};
 
 /// Which namespace the guest lives in.
 #[derive(Clone, Debug)]
@@ -153,13 +154,13 @@ impl Namespace {
 
     /// Has the helper make or enter the namespace and set it up; [`Self::hear_set_up`] tells when it is done.
     pub fn set_up(&self) -> Result<(), NamespaceError> {
-        self.channel.send(&ToHelper::SetUp).map_err(|_| NamespaceError::Gone)
+        self.channel.send(&ToHelper::SetUp, &[]).map_err(|_| NamespaceError::Gone)
     }
 
     /// Takes the next word about the set-up, for which [`Self::fd`] becomes readable. The tap device, once everything
     /// stands.
     pub fn hear_set_up(&mut self) -> Result<Option<Created>, NamespaceError> {
-        match self.channel.receive_from_helper() {
+        match self.channel.receive() {
             Ok(Some((FromHelper::Tap { udp_segmentation }, queues))) => {
                 self.tap = Some(Created { queues, udp_segmentation });
             }
@@ -177,12 +178,12 @@ impl Namespace {
 
     /// Everything stands: the command may start.
     pub fn go(&self) -> io::Result<()> {
-        self.channel.send(&ToHelper::Go)
+        self.channel.send(&ToHelper::Go, &[])
     }
 
     /// Passes a signal on to the command, unless it came `from_terminal` and the command has it from there.
     pub fn signal(&self, signal: Signal, from_terminal: bool) -> io::Result<()> {
-        self.channel.send(&ToHelper::Signal { number: signal as i32, from_terminal })
+        self.channel.send(&ToHelper::Signal { number: signal as i32, from_terminal }, &[])
     }
 
     /// The descriptor on which the helper speaks.
@@ -192,7 +193,7 @@ impl Namespace {
 
     /// The next word of the helper; `None` when it is gone.
     pub fn receive(&self) -> io::Result<Option<(FromHelper, Vec<OwnedFd>)>> {
-        self.channel.receive_from_helper()
+        self.channel.receive()
     }
 }
 

@@ -15,6 +15,7 @@ use crossbeam::channel;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
 
+use crate::channel::Channel;
 use crate::config::Config;
 use crate::control::place::{Listening, Plate};
 use crate::exchange::mail::{Publication, ToRecorder, ToSlow, ToWorker};
@@ -28,12 +29,12 @@ use crate::host::kernel::KernelSockets;
 use crate::io::{discard, return_what_is_freed};
 use crate::link::Link;
 use crate::monitor::Wake;
-use crate::namespace::channel::Channel;
 use crate::observe::counters::{self, Counters};
 use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
 use crate::policy::guest_mac::GuestMac;
 use crate::policy::port_set::PortSet;
+use crate::port_broker;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
@@ -123,6 +124,8 @@ pub struct Node {
     ended: Arc<Waker>,
     /// The name of the control socket goes with this.
     plate: Option<Plate>,
+    /// What binds privileged ports, waited for at the end.
+    port_broker: Option<port_broker::Process>,
 }
 
 /// A secret for hashing and for sequence numbers.
@@ -207,7 +210,9 @@ impl Node {
             let thread = std::thread::Builder::new().name(format!("worker-{id}"));
             workers.push(thread.spawn(move || seed.grow()).map_err(system("cannot start a thread"))?);
         }
-        let (api, plate) = open_door(&mut provisions, config, count);
+        let api = api_settings(&provisions, config, count);
+        let (door, plate) = open_door(&mut provisions);
+        let port_broker = provisions.port_broker.take();
         let slow_parts = slow::Parts {
             mail: slow_mail,
             waker: slow_waker,
@@ -222,6 +227,7 @@ impl Node {
             host_has_ipv6: config.host_has_ipv6,
             ports: provisions.ports,
             api,
+            door,
             broker,
             counters: counters[count].clone(),
         };
@@ -238,7 +244,17 @@ impl Node {
         }
         // This thread has nothing to start any more.
         limit(config.sandbox, sandbox::Thread::Main).map_err(system("cannot limit the first thread"))?;
-        Ok(Self { workers, worker_mail, slow: Some(slow), recorder, slow_stop, counters, ended, plate })
+        Ok(Self {
+            workers,
+            worker_mail,
+            slow: Some(slow),
+            recorder,
+            slow_stop,
+            counters,
+            ended,
+            plate,
+            port_broker,
+        })
     }
 
     /// The descriptor that becomes readable when a thread has ended.
@@ -287,6 +303,8 @@ impl Node {
         if let Some(slow) = self.slow.take() {
             let _ = slow.join();
         }
+        // The slow path has ended, so this ends, too.
+        drop(self.port_broker.take());
         if let Some(recorder) = self.recorder.take() {
             recorder.finish();
         }
@@ -294,25 +312,30 @@ impl Node {
     }
 }
 
-/// The control socket for the slow path, and its name for this thread.
-fn open_door(
-    provisions: &mut Provisions,
-    config: &Config,
-    workers: usize,
-) -> (Option<slow::api::Door>, Option<Plate>) {
-    let Some(listening) = provisions.api.take() else { return (None, None) };
+/// How callers are answered.
+fn api_settings(provisions: &Provisions, config: &Config, workers: usize) -> slow::api::Settings {
     let addresses = &config.addresses;
+    let name = provisions.api.as_ref().map(|listening| listening.name().to_string());
     let about = slow::api::About {
-        name: listening.name().to_string(),
+        name: name.or_else(|| config.control.name.clone()).unwrap_or_default(),
         engine: provisions.engine(),
         workers,
         guest: addresses.families().map(|family| family.guest.ip()).collect(),
         gateway: addresses.families().map(|family| family.gateway.ip()).collect(),
     };
+    slow::api::Settings {
+        about,
+        guest: config.guest_api,
+        connections: provisions.connections(),
+        guest_connections: provisions.guest_connections(),
+    }
+}
+
+/// The control socket for the slow path, and its name for this thread.
+fn open_door(provisions: &mut Provisions) -> (Option<slow::api::Door>, Option<Plate>) {
+    let Some(listening) = provisions.api.take() else { return (None, None) };
     let (listener, plate) = listening.apart();
-    let connections = provisions.connections();
-    let door = slow::api::Door { listener, about, connections, user: geteuid().as_raw() };
-    (Some(door), Some(plate))
+    (Some(slow::api::Door { listener, user: geteuid().as_raw() }), Some(plate))
 }
 
 /// Deals the sockets of published ports to the workers.
@@ -348,7 +371,7 @@ fn start_service(
 
 /// Gives up what the threads to come do not need. Returns whether files are shut too.
 fn close_sandbox(tidied: &[&Path]) -> Result<bool, SandboxError> {
-    sandbox::drop_capabilities()?;
+    sandbox::drop_capabilities(&[])?;
     let mut readable = watched_directories(Path::new(RESOLV_CONF));
     // Where a link may be switched to when the host's network changes.
     readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));

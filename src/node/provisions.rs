@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use caps::{CapSet, Capability};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::config::Config;
@@ -16,6 +17,9 @@ use crate::control::place::{Listening, PlaceError};
 use crate::host::engine::EngineKind;
 use crate::host::{datagram, occupant};
 use crate::netlink::AddressWatch;
+use crate::policy::guest_api::GuestApi;
+use crate::port_broker::{self, PortBroker};
+use crate::sandbox;
 use crate::slow::ports::ephemeral::Ephemeral;
 use crate::slow::ports::opening::Delivery;
 use crate::slow::ports::publish_at_start;
@@ -27,6 +31,8 @@ use super::{NodeError, system};
 const DESCRIPTORS_KEPT: u64 = 256;
 /// Connections of the control socket at a time.
 const CONNECTIONS_MAX: u64 = 1024;
+/// Connections of the guest to the control API that hold nothing.
+const GUEST_ASKS: usize = 16;
 /// Raw ICMP sockets a worker gets where ping sockets are not allowed, of each family.
 const RAW_SOCKETS: usize = 32;
 
@@ -38,6 +44,9 @@ pub struct Provisions {
     pub(super) deliveries: Vec<Delivery>,
     /// The control socket.
     pub(super) api: Option<Listening>,
+    /// What binds privileged ports.
+    pub(super) port_broker: Option<port_broker::Process>,
+    guest_connections: usize,
     raw: [Vec<OwnedFd>; 2],
     pub(super) capture: Option<File>,
     descriptors: u64,
@@ -50,10 +59,17 @@ impl Provisions {
     /// Opens everything that may take a right, or that may fail.
     pub fn gather(config: &Config) -> Result<Self, NodeError> {
         let mut notes = Vec::new();
+        // First: it is to have nothing of the rest.
+        let (broker, port_broker) = start_port_broker(config)?.unzip();
         let engine = config.engine.decide()?;
         let descriptors = raise_descriptor_limit().map_err(system("cannot read the limit of descriptors"))?;
         let for_ports = descriptors.saturating_sub(DESCRIPTORS_KEPT);
-        let mut ports = Table::new(Ephemeral::read(), config.workers, config.mirror_refusal, for_ports);
+        let ports = Table::new(Ephemeral::read(), config.workers, config.mirror_refusal, for_ports);
+        let ports = ports.with_guest_bounds(config.guest_bounds.clone());
+        let mut ports = match broker {
+            Some(broker) => ports.with_broker(broker),
+            None => ports,
+        };
         let deliveries = publish_at_start(&mut ports, config.publish.clone()).map_err(with_occupant)?;
         let missing = |error: &PlaceError| tracing::info!(%error, "nobody can ask this hythe for anything");
         let api = config.control.claim(missing)?;
@@ -68,8 +84,19 @@ impl Provisions {
             Some(_) => raw_sockets(v4, config.workers, &mut notes),
             None => Vec::new(),
         });
-        let mut provisions =
-            Self { engine, ports, deliveries, api, raw, capture, descriptors, address_watch, notes };
+        let mut provisions = Self {
+            engine,
+            ports,
+            deliveries,
+            api,
+            port_broker,
+            guest_connections: guest_connections(config, descriptors),
+            raw,
+            capture,
+            descriptors,
+            address_watch,
+            notes,
+        };
         provisions.ports.allow_descriptors(provisions.descriptors_for_ports());
         Ok(provisions)
     }
@@ -87,7 +114,8 @@ impl Provisions {
     /// Descriptors that are left when everything that the start needs is there.
     fn descriptors_left(&self) -> u64 {
         let raw = self.raw.iter().map(Vec::len).sum::<usize>() as u64;
-        let taken = DESCRIPTORS_KEPT + raw + self.ports.descriptors() + self.connections() as u64;
+        let callers = (self.connections() + self.guest_connections) as u64;
+        let taken = DESCRIPTORS_KEPT + raw + self.ports.descriptors() + callers;
         self.descriptors.saturating_sub(taken)
     }
 
@@ -106,10 +134,41 @@ impl Provisions {
         (self.descriptors / 16).clamp(16, CONNECTIONS_MAX) as usize
     }
 
+    /// Connections that the guest may have to the API.
+    pub(super) fn guest_connections(&self) -> usize {
+        self.guest_connections
+    }
+
     /// One worker's share of the raw sockets, by family.
     pub(super) fn take_raw(&mut self) -> [Vec<OwnedFd>; 2] {
         self.raw.each_mut().map(|sockets| sockets.split_off(sockets.len().saturating_sub(RAW_SOCKETS)))
     }
+}
+
+/// Connections of the guest to the API: one for each port that it may hold, and some to ask.
+fn guest_connections(config: &Config, descriptors: u64) -> usize {
+    match config.guest_api {
+        GuestApi::Off => 0,
+        GuestApi::Status => GUEST_ASKS,
+        GuestApi::Publish => {
+            (config.guest_bounds.most + GUEST_ASKS).min(descriptors as usize / 8).max(GUEST_ASKS)
+        }
+    }
+}
+
+/// The broker of privileged ports, where hythe has their right now and is to give it up.
+fn start_port_broker(config: &Config) -> Result<Option<(PortBroker, port_broker::Process)>, NodeError> {
+    let may_bind = caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_BIND_SERVICE).unwrap_or(false);
+    if !config.sandbox || !may_bind {
+        return Ok(None);
+    }
+    let limit = || {
+        sandbox::drop_capabilities(&[Capability::CAP_NET_BIND_SERVICE])
+            .and_then(|()| sandbox::shut_files(&[], &[]))
+            .and_then(|_| sandbox::limit_system_calls(sandbox::Thread::PortBroker))
+            .map_err(io::Error::other)
+    };
+    PortBroker::start(limit).map(Some).map_err(system("cannot start the broker of ports below 1024"))
 }
 
 /// Opens a file to write; a FIFO without waiting for who reads it.

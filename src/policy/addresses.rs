@@ -44,6 +44,8 @@ pub struct Addresses {
     pub host_addresses: bool,
     /// Whether metadata services may be reached.
     pub metadata: bool,
+    /// Whether the gateway answers at the API's port.
+    pub guest_api: bool,
     /// Clients of these networks appear to the guest under the gateway's address.
     pub snat_from: Vec<IpNet>,
     /// The host's own addresses, sorted; kept by the slow path.
@@ -203,6 +205,7 @@ mod tests {
             host_loopback: true,
             host_addresses: true,
             metadata: false,
+            guest_api: false,
             snat_from: vec!["203.0.113.0/24".parse().unwrap()],
             own: vec![address("203.0.113.5")],
         }

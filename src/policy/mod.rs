@@ -1,6 +1,7 @@
 //! Who may speak as whom, and what may be reached.
 
 pub mod addresses;
+pub mod guest_api;
 pub mod guest_mac;
 pub mod port_set;
 pub mod publish;

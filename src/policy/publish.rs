@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 /// What is longer is no specification: the longest one that means something has less than 100 characters.
 const LENGTH_MAX: usize = 128;
 
+/// All addresses of the host, of both families.
+pub const ALL_ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
 /// What a published port speaks.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,7 +71,7 @@ impl PublishRequest {
     pub fn addresses(&self) -> Vec<IpAddr> {
         match self.address {
             Some(address) => vec![address],
-            None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            None => ALL_ADDRESSES.to_vec(),
         }
     }
 

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::channel::Channel;
 use crate::exchange::Mailbox;
 use crate::exchange::mail::ToWorker;
-use crate::namespace::channel::{Channel, FromHelper, ToHelper};
+use crate::namespace::words::{FromHelper, ToHelper};
 
 use super::readable::ReadableChannel;
 
@@ -28,7 +29,7 @@ impl Broker {
 
     /// A worker wants sockets. A request that cannot be sent is as good as one that brings none.
     pub fn ask(&self, worker: u8, count: u8, v4: bool) {
-        match self.channel.channel().send(&ToHelper::Sockets { count, v4 }) {
+        match self.channel.channel().send(&ToHelper::Sockets { count, v4 }, &[]) {
             Ok(()) => self.asked.borrow_mut().push_back(worker),
             Err(_) => self.deliver(worker, v4, Vec::new()),
         }
@@ -44,7 +45,7 @@ impl Broker {
     /// Delivers sockets as they come, until the helper is gone.
     pub async fn serve(&self) {
         loop {
-            match self.channel.receive(Channel::receive_from_helper).await {
+            match self.channel.receive(Channel::receive::<FromHelper>).await {
                 Ok(Some((FromHelper::Sockets { v4 }, sockets))) => {
                     if let Some(worker) = self.asked.borrow_mut().pop_front() {
                         self.deliver(worker, v4, sockets);

@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use tokio::task::{LocalSet, spawn_local};
 
+use crate::channel::Channel;
 use crate::exchange::mail::{Service, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::frame::address::{Endpoint, Mac};
@@ -43,7 +44,6 @@ use crate::frame::drop_reason::DropReason;
 use crate::frame::protocol::UDP;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
-use crate::namespace::channel::Channel;
 use crate::netlink::AddressWatch;
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
@@ -100,8 +100,10 @@ pub struct Parts {
     pub host_has_ipv6: bool,
     /// The published ports.
     pub ports: ports::table::Table,
-    /// Where callers come from, if from anywhere.
-    pub api: Option<api::Door>,
+    /// What callers are told of this hythe, and how many there may be.
+    pub api: api::Settings,
+    /// Where callers of the host come from, if from anywhere.
+    pub door: Option<api::Door>,
     /// The channel to the helper that opens sockets in the guest's namespace, where there is one.
     pub broker: Option<Channel>,
     /// Its counters.
@@ -124,12 +126,16 @@ async fn serve(mut parts: Parts, address_watch: AddressWatch) -> io::Result<()> 
     let waker = parts.waker.clone();
     let wake = Readable::new(waker.clone())?;
     let stop = Readable::new(parts.stop.clone())?;
-    let api = parts.api.take();
+    let door = parts.door.take();
     let mut slow = Slow::new(parts)?;
-    if let Some(door) = api {
+    spawn_local({
         let ports = slow.ports.clone();
+        async move { ports.take_back_unheld().await }
+    });
+    if let Some(door) = door {
+        let api = slow.api.clone();
         spawn_local(async move {
-            if let Err(error) = api::serve(door, ports).await {
+            if let Err(error) = api.serve_host(door).await {
                 tracing::error!(%error, "nobody is answered at the control socket");
             }
         });
@@ -184,6 +190,7 @@ struct Slow {
     dhcpv6: dhcpv6::Dhcpv6Config,
     fragments: fragments::Fragments,
     ports: Rc<ports::Publishing>,
+    api: Rc<api::Api>,
     broker: Option<Rc<broker::Broker>>,
 }
 
@@ -246,6 +253,7 @@ impl Slow {
         let broker =
             parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
         let ports = ports::Publishing::new(parts.ports, parts.workers.clone());
+        let api = Rc::new(api::Api::new(parts.api, ports.clone()));
         let to_guest = ToGuest {
             workers: parts.workers,
             addresses: parts.addresses,
@@ -276,7 +284,8 @@ impl Slow {
             },
             dhcpv6: dhcpv6::Dhcpv6Config { lease_s: LEASE_S, dns: Vec::new(), search },
             fragments: fragments::Fragments::default(),
-            ports: Rc::new(ports),
+            ports,
+            api,
             broker: broker.map(Rc::new),
         })
     }
@@ -288,7 +297,7 @@ impl Slow {
     fn take(&mut self, mail: ToSlow) {
         match mail {
             ToSlow::Frame { worker, frame } => self.frame(worker, &frame),
-            ToSlow::Stream { service: Service::Dns, socket, .. } => self.serve_dns(socket),
+            ToSlow::Stream { service, socket, guest, .. } => self.serve_stream(service, socket, guest),
             ToSlow::WantSockets { worker, count, v4 } => {
                 if let Some(broker) = &self.broker {
                     broker.ask(worker, count, v4);
@@ -385,11 +394,17 @@ impl Slow {
         });
     }
 
-    fn serve_dns(&self, socket: OwnedFd) {
+    /// A stream that the guest has opened to a service of hythe's.
+    fn serve_stream(&self, service: Service, socket: OwnedFd, guest: Endpoint) {
         let stream = std::os::unix::net::UnixStream::from(socket);
         let Ok(stream) = tokio::net::UnixStream::from_std(stream) else { return };
-        let dns = self.dns.clone();
-        spawn_local(async move { dns.serve_stream(stream).await });
+        match service {
+            Service::Dns => {
+                let dns = self.dns.clone();
+                spawn_local(async move { dns.serve_stream(stream).await });
+            }
+            Service::Api => self.api.serve_guest(stream, guest.address.ip()),
+        }
     }
 
     fn fragment(&mut self, worker: u8, frame: &[u8]) {

@@ -330,6 +330,7 @@ pub(super) mod tests {
             host_loopback: true,
             host_addresses: true,
             metadata: false,
+            guest_api: false,
             snat_from: Vec::new(),
             own: Vec::new(),
         }

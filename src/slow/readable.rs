@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
 
+use crate::channel::Channel;
 use crate::exchange::Waker;
 use crate::frame::address::Address;
-use crate::namespace::channel::Channel;
 use crate::netlink::AddressWatch;
 
 /// Something whose descriptor is waited for; it owns the descriptor, so that it stays open and the same.

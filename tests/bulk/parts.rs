@@ -38,6 +38,7 @@ fn addresses() -> Addresses {
         host_loopback: true,
         host_addresses: true,
         metadata: false,
+        guest_api: false,
         snat_from: Vec::new(),
         own: Vec::new(),
     }

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -16,15 +17,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::Caller;
 use super::list::Answer;
 use super::problem::{MEDIA_TYPE, Refusal};
 use super::router::Router;
 use crate::control::shapes::Code;
-use crate::slow::ports::table::Publisher;
 
 /// How long a request may take to come, and its answer to be read, each without a sign of life.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,10 +37,10 @@ const HEAD_MAX: usize = 64 << 10;
 type Answered = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>>>>;
 
 /// Answers a caller until it goes.
-pub async fn serve(stream: UnixStream, router: Rc<Router>, caller: Publisher) {
+pub async fn serve(stream: Rc<UnixStream>, router: Rc<Router>, caller: Caller) {
     let service = service_fn(move |request: Request<Incoming>| -> Answered {
-        let router = router.clone();
-        Box::pin(async move { Ok(router.answer(caller, request).await) })
+        let (router, caller) = (router.clone(), caller.clone());
+        Box::pin(async move { Ok(router.answer(&caller, request).await) })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -79,13 +81,13 @@ fn plain(refusal: &Refusal) -> Vec<u8> {
 
 /// A stream whose peer has to read what is written, within a time each bit.
 struct Patient {
-    stream: UnixStream,
+    stream: Rc<UnixStream>,
     deadline: Pin<Box<Sleep>>,
     waits: bool,
 }
 
 impl Patient {
-    fn new(stream: UnixStream) -> Self {
+    fn new(stream: Rc<UnixStream>) -> Self {
         Self { stream, deadline: Box::pin(sleep(PATIENCE)), waits: false }
     }
 
@@ -106,18 +108,23 @@ impl Patient {
 
 impl AsyncRead for Patient {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            match self.stream.try_read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|len| buffer.advance(len))),
+            }
+        }
     }
 }
 
 impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wait(cx, polled)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -125,19 +132,25 @@ impl AsyncWrite for Patient {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
-        self.wait(cx, polled)
+        loop {
+            let ready = self.stream.poll_write_ready(cx);
+            ready!(self.wait(cx, ready))?;
+            match self.stream.try_write_vectored(pieces) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.stream).shutdown(Shutdown::Write))
     }
 }

@@ -1,17 +1,24 @@
 //! The control API: HTTP/1.1 and JSON, one router for all doors.
 //!
 //! ```text
-//! control socket ──▶ [connection] ──▶ [router] ──▶ the table of ports
+//! control socket ────────┐
+//!                        ├──▶ [connection] ──▶ [router] ──▶ the table of ports
+//! the gateway's port 80 ─┘                 └──▶ [forwarder], the same in gvproxy's words
 //! ```
-//! A door has a number of seats; who finds none is told so (503) and sent away. A connection costs a bounded amount of memory, whatever
+//! The host's programs and the guest come by doors of their own. A door has a number of seats; who finds none is told so (503) and sent away. A connection costs a bounded amount of memory, whatever
 //! it sends: a head of 64 KiB, a body of 64 KiB, and a list of ports is written as fast as it is read ([`list`]). A
 //! client that stops in the middle of a request, or of reading its answer, has ten seconds ([`connection`]).
 //!
-//! Who calls is known by the door ([`Publisher`]): it sees and removes what it has published itself.
+//! Who calls is known by the door ([`Caller`]): the guest sees and removes what it has published itself, within the bounds that
+//! the host's user has set; the host's user sees and removes everything. A caller may have ports for as long as it reads the
+//! answer ([`held`]), so that what a container has published goes with the container.
 //! What is said is in [`crate::control::shapes`] and docs/openapi.json.
 
 mod connection;
+mod forwarder;
+mod held;
 mod list;
+mod presence;
 mod problem;
 mod router;
 #[cfg(test)]
@@ -31,6 +38,8 @@ use tokio::task::spawn_local;
 use super::ports::Publishing;
 use super::ports::table::Publisher;
 use crate::host::engine::EngineKind;
+use crate::policy::guest_api::GuestApi;
+use presence::Presence;
 use router::Router;
 
 /// The system calls made here, besides those of the runtime and its streams.
@@ -63,44 +72,95 @@ pub struct About {
     pub gateway: Vec<IpAddr>,
 }
 
-/// A door by which callers come.
+/// The door by which the host's programs come.
 pub struct Door {
     /// The control socket; it does not block.
     pub listener: UnixListener,
-    /// What is told of this hythe.
-    pub about: About,
-    /// Connections at a time.
-    pub connections: usize,
     /// The user whose processes may call, besides root's.
     pub user: u32,
 }
 
-/// Answers callers for ever.
-pub async fn serve(door: Door, publishing: Rc<Publishing>) -> io::Result<()> {
-    let Door { listener, about, connections, user } = door;
-    let listener = tokio::net::UnixListener::from_std(listener)?;
-    let router = Rc::new(Router::new(publishing, about));
-    let seats = Arc::new(Semaphore::new(connections));
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "a caller of the control socket is not taken");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        if !may_call(&stream, user) {
-            tracing::warn!("another user's process has called the control socket");
-            continue;
+/// How callers are answered.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What is told of this hythe.
+    pub about: About,
+    /// What the guest may ask.
+    pub guest: GuestApi,
+    /// Connections of the host's programs at a time.
+    pub connections: usize,
+    /// Connections of the guest at a time.
+    pub guest_connections: usize,
+}
+
+/// Who calls.
+#[derive(Clone)]
+pub struct Caller {
+    /// Whose ports it sees.
+    publisher: Publisher,
+    /// Its address, if it is the guest.
+    address: Option<IpAddr>,
+    /// Whether it is still there.
+    presence: Presence,
+}
+
+/// Answers callers.
+pub struct Api {
+    router: Rc<Router>,
+    seats: Arc<Semaphore>,
+    guest_seats: Arc<Semaphore>,
+}
+
+impl Api {
+    /// What answers callers about these ports.
+    pub fn new(settings: Settings, publishing: Rc<Publishing>) -> Self {
+        let Settings { about, guest, connections, guest_connections } = settings;
+        Self {
+            router: Rc::new(Router::new(publishing, about, guest)),
+            seats: Arc::new(Semaphore::new(connections)),
+            guest_seats: Arc::new(Semaphore::new(guest_connections)),
         }
-        let Ok(seat) = seats.clone().try_acquire_owned() else {
-            connection::send_away(&stream);
-            continue;
-        };
-        let router = router.clone();
+    }
+
+    /// Answers the host's programs for ever.
+    pub async fn serve_host(&self, door: Door) -> io::Result<()> {
+        let Door { listener, user } = door;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "a caller of the control socket is not taken");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            if may_call(&stream, user) {
+                self.serve(stream, &self.seats, Publisher::Host, None);
+            } else {
+                tracing::warn!("another user's process has called the control socket");
+            }
+        }
+    }
+
+    /// Answers the guest, which calls from `address`, on a stream.
+    pub fn serve_guest(&self, stream: UnixStream, address: IpAddr) {
+        self.serve(stream, &self.guest_seats, Publisher::Guest, Some(address));
+    }
+
+    fn serve(
+        &self,
+        stream: UnixStream,
+        seats: &Arc<Semaphore>,
+        publisher: Publisher,
+        address: Option<IpAddr>,
+    ) {
+        let stream = Rc::new(stream);
+        let Ok(seat) = seats.clone().try_acquire_owned() else { return connection::send_away(&stream) };
+        let caller = Caller { publisher, address, presence: Presence::of(stream.clone()) };
+        let router = self.router.clone();
         spawn_local(async move {
-            connection::serve(stream, router, Publisher::Host).await;
+            connection::serve(stream, router, caller).await;
             drop(seat);
         });
     }

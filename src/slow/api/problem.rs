@@ -39,6 +39,11 @@ impl Refusal {
         self.status
     }
 
+    /// Its reason, in words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The refusal in JSON.
     pub fn json(&self) -> Vec<u8> {
         let problem = Problem {
@@ -72,6 +77,7 @@ impl From<PortError> for Refusal {
             PortError::Allocated(port) => (StatusCode::CONFLICT, Code::PortAllocated, Some(*port)),
             PortError::InUse { binding, .. } => (StatusCode::CONFLICT, Code::AddressInUse, Some(*binding)),
             PortError::RangeFull(..) | PortError::NoRandom(_) => (StatusCode::CONFLICT, Code::NoneFree, None),
+            PortError::OutOfBounds(_) => (StatusCode::FORBIDDEN, Code::Forbidden, None),
             PortError::Privileged(port) => (StatusCode::FORBIDDEN, Code::Privileged, Some(*port)),
             PortError::NotHere(port) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, Code::AddressNotAvailable, Some(*port))

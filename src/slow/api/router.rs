@@ -7,35 +7,46 @@
 //! DELETE /v1/ports?spec=SPEC&…     all of them, or none
 //! GET    /v1/ports/ID
 //! DELETE /v1/ports/ID
+//! /services/forwarder/…            see [`super::forwarder`]
 //! ```
+//! A page that a browser in the guest shows is not the guest: requests that tell where they come from (`Origin`) are refused.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
-use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
-use super::About;
 use super::connection::PATIENCE;
+use super::forwarder;
+use super::held::Lasting;
 use super::list::{Answer, List};
 use super::problem::Refusal;
-use crate::control::shapes::{BODY_MAX, Code, Port, Publish, REMOVED_MAX, SPECS_MAX, Status};
+use super::{About, Caller};
+use crate::control::shapes::{BODY_MAX, Code, Port, Ports, Publish, REMOVED_MAX, SPECS_MAX, Status};
+use crate::policy::guest_api::GuestApi;
 use crate::policy::publish::{self, PublishRequest};
 use crate::slow::ports::table::Publisher;
 use crate::slow::ports::{Published, Publishing, Removal, Turn};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+const NOT_THE_GUEST: &str = "the guest may not publish ports (hythe --guest-api publish)";
+
 /// Answers requests of every door.
 pub struct Router {
     publishing: Rc<Publishing>,
     about: About,
+    /// What the guest may ask.
+    guest: GuestApi,
 }
 
 /// What a path names.
 enum Resource {
+    Forwarder(forwarder::Call),
     Status,
     Ports,
     Port(u32),
@@ -46,6 +57,7 @@ impl Resource {
         match path {
             "/v1/status" => Some(Self::Status),
             "/v1/ports" => Some(Self::Ports),
+            _ if path.starts_with(forwarder::PREFIX) => forwarder::Call::at(path).map(Self::Forwarder),
             _ => {
                 let id = path.strip_prefix("/v1/ports/")?;
                 let digits = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
@@ -56,6 +68,7 @@ impl Resource {
 
     fn methods(&self) -> &'static str {
         match self {
+            Self::Forwarder(call) => call.method(),
             Self::Status => "GET",
             Self::Ports => "GET, POST, DELETE",
             Self::Port(_) => "GET, DELETE",
@@ -67,12 +80,12 @@ type Answered = Result<Response<Answer>, Refusal>;
 
 impl Router {
     /// A router for the ports of one hythe.
-    pub fn new(publishing: Rc<Publishing>, about: About) -> Self {
-        Self { publishing, about }
+    pub fn new(publishing: Rc<Publishing>, about: About, guest: GuestApi) -> Self {
+        Self { publishing, about, guest }
     }
 
     /// Answers a request of a caller.
-    pub async fn answer<B>(&self, caller: Publisher, request: Request<B>) -> Response<Answer>
+    pub async fn answer<B>(&self, caller: &Caller, request: Request<B>) -> Response<Answer>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -80,37 +93,82 @@ impl Router {
         self.route(caller, request).await.unwrap_or_else(Refusal::answer)
     }
 
-    async fn route<B>(&self, caller: Publisher, request: Request<B>) -> Answered
+    async fn route<B>(&self, caller: &Caller, request: Request<B>) -> Answered
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        if request.headers().contains_key(ORIGIN) {
+            let detail = "pages of a browser have nothing to ask here";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail));
+        }
         let Some(resource) = Resource::at(request.uri().path()) else {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Code::UnknownPath,
-                "nothing is here; there are /v1/ports and /v1/status",
+                "nothing is here; there are /v1/ports, /v1/status and /services/forwarder/",
             ));
         };
         let method = request.method().clone();
+        if resource.methods().split(", ").all(|known| known != method) {
+            return Err(Refusal::method(resource.methods()));
+        }
+        if let Resource::Forwarder(call) = resource {
+            return Ok(self.forward(call, caller, request).await);
+        }
+        if method != Method::GET && !self.may_change(caller) {
+            return Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, NOT_THE_GUEST));
+        }
+        let publisher = caller.publisher;
         match (resource, method) {
             (Resource::Status, Method::GET) => Ok(json(StatusCode::OK, &self.status())),
             (Resource::Ports, Method::GET) => {
-                Ok(list(StatusCode::OK, List::of_table(self.publishing.clone(), caller)))
+                Ok(list(StatusCode::OK, List::of_table(self.publishing.clone(), publisher)))
             }
             (Resource::Ports, Method::POST) => self.publish(caller, request).await,
             (Resource::Ports, Method::DELETE) => {
                 let turn = self.publishing.turn().await;
                 let meant = meant(request.uri().query().unwrap_or_default())?;
-                self.unpublish(caller, Removal::Meant(meant), turn).await
+                self.unpublish(publisher, Removal::Meant(meant), turn).await
             }
-            (Resource::Port(id), Method::GET) => self.port(caller, id),
+            (Resource::Port(id), Method::GET) => self.port(publisher, id),
             (Resource::Port(id), Method::DELETE) => {
                 let turn = self.publishing.turn().await;
-                self.unpublish(caller, Removal::Numbered(id), turn).await
+                self.unpublish(publisher, Removal::Numbered(id), turn).await
             }
             (resource, _) => Err(Refusal::method(resource.methods())),
         }
+    }
+
+    /// Whether a caller may change anything.
+    fn may_change(&self, caller: &Caller) -> bool {
+        caller.publisher == Publisher::Host || self.guest == GuestApi::Publish
+    }
+
+    /// A call in gvproxy's words.
+    async fn forward<B>(
+        &self,
+        call: forwarder::Call,
+        caller: &Caller,
+        request: Request<B>,
+    ) -> Response<Answer>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let guest: Vec<IpAddr> = caller.address.iter().chain(&self.about.guest).copied().collect();
+        let (publishing, publisher) = (&self.publishing, caller.publisher);
+        if call == forwarder::Call::All {
+            return list(StatusCode::OK, List::of_forwards(publishing.clone(), publisher, guest));
+        }
+        if !self.may_change(caller) {
+            return forwarder::response(Err(NOT_THE_GUEST.into()));
+        }
+        let changed = match body(request.into_body()).await {
+            Ok(bytes) => forwarder::change(call, &bytes, publishing, publisher, &guest).await,
+            Err(refusal) => Err(refusal.detail().to_string()),
+        };
+        forwarder::response(changed)
     }
 
     fn status(&self) -> Status {
@@ -129,7 +187,7 @@ impl Router {
 
     fn port(&self, caller: Publisher, id: u32) -> Answered {
         let port = self.publishing.look(|table| {
-            let row = table.get(id).filter(|row| row.publisher == caller)?;
+            let row = table.seen_by(id, caller)?;
             Some(Port { id, binding: row.binding })
         });
         let port = port.ok_or_else(|| {
@@ -139,7 +197,7 @@ impl Router {
         Ok(json(StatusCode::OK, &port))
     }
 
-    async fn publish<B>(&self, caller: Publisher, request: Request<B>) -> Answered
+    async fn publish<B>(&self, caller: &Caller, request: Request<B>) -> Answered
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -150,12 +208,19 @@ impl Router {
         }
         let bytes = body(request.into_body()).await?;
         let turn = self.publishing.turn().await;
-        let Publish { publish: specs, .. } = serde_json::from_slice(&bytes).map_err(|error| {
-            let detail = format!("the body is not as expected, like {{\"publish\": [\"8000:80\"]}}: {error}");
-            Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail)
-        })?;
+        let Publish { publish: specs, while_connected } =
+            serde_json::from_slice(&bytes).map_err(|error| {
+                let detail =
+                    format!("the body is not as expected, like {{\"publish\": [\"8000:80\"]}}: {error}");
+                Refusal::new(StatusCode::BAD_REQUEST, Code::Malformed, detail)
+            })?;
         let requests = understood(specs, SPECS_MAX)?.into_iter().map(|(_, request)| request).collect();
-        let published = self.publishing.publish(requests, caller, turn).await?;
+        if while_connected {
+            let (published, held) = self.publishing.publish_held(requests, caller.publisher, turn).await?;
+            let answer = Lasting::new(line(published), held, caller.presence.clone());
+            return Ok(with_type(StatusCode::CREATED, Answer::Lasting(answer)));
+        }
+        let published = self.publishing.publish(requests, caller.publisher, turn).await?;
         let location = match published[..] {
             [Published { id, .. }] => Some(format!("/v1/ports/{id}")),
             _ => None,
@@ -171,6 +236,15 @@ impl Router {
         let removed = self.publishing.unpublish(removal, caller, turn).await?;
         Ok(list(StatusCode::OK, List::of(removed)))
     }
+}
+
+/// Ports in a line of their own.
+fn line(published: Vec<Published>) -> Bytes {
+    let ports = published.into_iter().map(|Published { id, binding }| Port { id, binding }).collect();
+    // As in `json`, below.
+    let mut line = serde_json::to_vec(&Ports { ports }).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Answer> {

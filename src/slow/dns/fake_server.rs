@@ -132,6 +132,7 @@ pub(super) fn addresses() -> Addresses {
         host_loopback: true,
         host_addresses: true,
         metadata: false,
+        guest_api: false,
         snat_from: vec![],
         own: vec![],
     }

@@ -11,9 +11,11 @@
 //! * [`table`]: the rows, and what is in the way of a new one
 //! * [`opening`]: from requests to rows, all or nothing
 //! * [`ephemeral`]: random ports
+//! * [`held`]: ports that are published as long as somebody listens to the answer
 //! * [`refusal`]: ports that show what the guest shows
 
 pub mod ephemeral;
+pub mod held;
 pub mod opening;
 pub mod refusal;
 pub mod table;
@@ -26,18 +28,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{spawn_local, yield_now};
 
 use crate::exchange::Mailbox;
 use crate::exchange::mail::{Receipt, ToWorker};
 use crate::policy::publish::{Binding, PublishRequest};
+use held::Held;
 use opening::{Delivery, Opening};
-use table::{PortError, Publisher, Table};
+use table::{Place, PortError, Publisher, Table};
 
 /// How often a mailbox is tried that is full, and a receipt looked for that is not back: a millisecond apart.
 const TRIES: u32 = 5000;
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// So many who let go at the same time are served together.
+const UNHELD: usize = 64;
 
 /// Changes that are understood, wait for the one before, or are made, at a time.
 const CHANGES: usize = 2;
@@ -72,6 +79,8 @@ pub enum Removal {
     Meant(Vec<(String, PublishRequest)>),
     /// One port by its number.
     Numbered(u32),
+    /// Whatever a place of the host leads to.
+    Place(Place),
 }
 
 /// The published ports and the way to the workers.
@@ -81,13 +90,23 @@ pub struct Publishing {
     changing: tokio::sync::Mutex<()>,
     /// What many specifications mean takes memory: who wants a change waits for a turn before it is understood.
     turns: Arc<Semaphore>,
+    /// Numbers of ports that nobody holds any more.
+    let_go: UnboundedSender<Vec<u32>>,
+    unheld: RefCell<Option<UnboundedReceiver<Vec<u32>>>>,
 }
 
 impl Publishing {
     /// Goes on from the start's table.
-    pub fn new(table: Table, workers: Vec<Mailbox<ToWorker<OwnedFd>>>) -> Self {
-        let turns = Arc::new(Semaphore::new(CHANGES));
-        Self { table: RefCell::new(table), workers, changing: tokio::sync::Mutex::default(), turns }
+    pub fn new(table: Table, workers: Vec<Mailbox<ToWorker<OwnedFd>>>) -> Rc<Self> {
+        let (let_go, unheld) = unbounded_channel();
+        Rc::new(Self {
+            table: RefCell::new(table),
+            workers,
+            changing: tokio::sync::Mutex::default(),
+            turns: Arc::new(Semaphore::new(CHANGES)),
+            let_go,
+            unheld: RefCell::new(Some(unheld)),
+        })
     }
 
     /// Waits for the right to one change.
@@ -110,6 +129,32 @@ impl Publishing {
         self.change(turn, async move |publishing| publishing.add(requests, publisher).await).await
     }
 
+    /// Publishes all of these, or none, for as long as what is returned lives. If nobody takes it, they are taken back at once.
+    pub async fn publish_held(
+        self: &Rc<Self>,
+        requests: Vec<PublishRequest>,
+        publisher: Publisher,
+        turn: Turn,
+    ) -> Result<(Vec<Published>, Held), PortError> {
+        let change = async move |publishing: &Self| {
+            let published = publishing.add(requests, publisher).await?;
+            let ids: Vec<u32> = published.iter().map(|one| one.id).collect();
+            let removed = publishing.table.borrow_mut().tell_removal(&ids);
+            Ok((published, Held::new(ids, removed, publishing.let_go.clone())))
+        };
+        self.change(turn, change).await
+    }
+
+    /// Takes back what nobody holds any more, for ever.
+    pub async fn take_back_unheld(self: Rc<Self>) {
+        let Some(mut unheld) = self.unheld.take() else { return };
+        let mut ids = Vec::new();
+        while unheld.recv_many(&mut ids, UNHELD).await > 0 {
+            let _alone = self.changing.lock().await;
+            self.take_back(ids.drain(..).flatten().collect()).await;
+        }
+    }
+
     /// Unpublishes all of these, or none. Their ports are free when it is done.
     pub async fn unpublish(
         self: &Rc<Self>,
@@ -121,11 +166,11 @@ impl Publishing {
     }
 
     /// Makes a change when those before it are made, whatever becomes of who has asked.
-    async fn change(
+    async fn change<T: 'static>(
         self: &Rc<Self>,
         turn: Turn,
-        change: impl AsyncFnOnce(&Self) -> Result<Vec<Published>, PortError> + 'static,
-    ) -> Result<Vec<Published>, PortError> {
+        change: impl AsyncFnOnce(&Self) -> Result<T, PortError> + 'static,
+    ) -> Result<T, PortError> {
         let publishing = self.clone();
         let made = spawn_local(async move {
             let _turn = turn;
@@ -198,8 +243,15 @@ impl Publishing {
     async fn remove(&self, removal: &Removal, publisher: Publisher) -> Result<Vec<Published>, PortError> {
         let mut ids = match removal {
             Removal::Numbered(id) => {
-                let known = self.look(|table| table.get(*id).is_some_and(|row| row.publisher == publisher));
+                let known = self.look(|table| table.seen_by(*id, publisher).is_some());
                 vec![known.then_some(*id).ok_or_else(|| PortError::NotPublished(format!("port {id}")))?]
+            }
+            Removal::Place(place) => {
+                let found = self.look(|table| table.at(place, publisher));
+                if found.is_empty() {
+                    return Err(PortError::NotPublished(place.to_string()));
+                }
+                found
             }
             Removal::Meant(requests) => {
                 let mut ids = Vec::new();

@@ -63,6 +63,7 @@ impl Opening {
         publisher: Publisher,
         table: &Table,
     ) -> Result<Self, PortError> {
+        table.admit(publisher, &requests)?;
         table.afford(&requests)?;
         let mut opening = Self {
             requests,
@@ -115,7 +116,11 @@ impl Opening {
     fn bind_next(&mut self, request: &PublishRequest, table: &mut Table) -> Result<(), PortError> {
         let is_taken = |opening: &Self, table: &Table, port: u16| {
             let mut wanted = bindings(request, port);
-            wanted.any(|binding| table.is_allocated(&binding) || opening.has_claimed(&binding))
+            wanted.any(|binding| {
+                table.is_allocated(&binding)
+                    || opening.has_claimed(&binding)
+                    || !table.allows(opening.publisher, &binding)
+            })
         };
         let port = match request.host_port {
             HostPort::One(port) => return self.bind(request, port, table),
@@ -179,7 +184,7 @@ impl Opening {
             };
             let descriptors = table.descriptors_of(binding.protocol);
             let follower = handles.map(Follower::new);
-            table.insert(Row { publication, binding, publisher, follower, descriptors });
+            table.insert(Row { publication, binding, publisher, held: None, follower, descriptors });
             // A UDP port has one socket: ports are dealt in turn.
             let worker = |index: usize| (publication.id as usize + index) % table.workers;
             let sockets = sockets.into_iter().enumerate();
@@ -197,9 +202,8 @@ fn bindings(request: &PublishRequest, host_port: u16) -> impl Iterator<Item = Bi
 }
 
 fn open(binding: Binding, table: &Table) -> std::io::Result<Opened> {
-    let Binding { address, host_port, protocol, .. } = binding;
-    let sockets = listen::bind(address, host_port, protocol, table.workers)?;
-    let follows = table.follows && protocol == PublishedProtocol::Tcp;
+    let sockets = table.bind(&binding)?;
+    let follows = table.follows && binding.protocol == PublishedProtocol::Tcp;
     let handles = follows.then(|| sockets.iter().map(OwnedFd::try_clone).collect()).transpose()?;
     Ok(Opened { binding, sockets, handles })
 }

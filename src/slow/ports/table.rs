@@ -7,15 +7,25 @@
 //! Nothing here waits, and nothing looks at all rows but [`Table::matching`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use tokio::sync::oneshot::{self, Receiver};
 
 use crate::exchange::mail::Publication;
+use crate::host::listen;
 use crate::host::occupant::Occupant;
+use crate::policy::guest_api::{GuestBounds, OutOfBounds};
 use crate::policy::port_set::PortSet;
-use crate::policy::publish::{Binding, HostPort, PublishRequest, PublishedProtocol};
+use crate::policy::publish::{ALL_ADDRESSES, Binding, HostPort, PublishRequest, PublishedProtocol};
+
+use crate::port_broker::PortBroker;
 
 use super::ephemeral::Ephemeral;
+use super::held::Told;
 use super::refusal::Follower;
 
 /// Who has published a port, and may list and remove it.
@@ -23,6 +33,35 @@ use super::refusal::Follower;
 pub enum Publisher {
     /// The host's side: the start, and who may use the control socket.
     Host,
+    /// The guest, at the gateway.
+    Guest,
+}
+
+impl Publisher {
+    /// Whether it may list and remove what another has published.
+    fn may_touch(self, other: Self) -> bool {
+        self == Self::Host || self == other
+    }
+}
+
+/// A place of the host: an address, or all, and a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The address; none means all, of both families.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: PublishedProtocol,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "{}/{}", SocketAddr::new(address, self.port), self.protocol),
+            None => write!(f, ":{}/{}", self.port, self.protocol),
+        }
+    }
 }
 
 /// A published port.
@@ -33,6 +72,8 @@ pub struct Row {
     pub binding: Binding,
     /// Who has published it.
     pub publisher: Publisher,
+    /// Who holds it hears by this that it is gone.
+    pub(super) held: Option<Told>,
     /// Its sockets' handles, where it follows the guest.
     pub(super) follower: Option<Follower>,
     /// Descriptors that it takes.
@@ -52,6 +93,12 @@ pub struct Table {
     pub(super) follows: bool,
     /// Descriptors that are left for ports.
     descriptors_left: u64,
+    /// What the guest may publish, if anything.
+    guest_bounds: Option<GuestBounds>,
+    /// Rows that are the guest's.
+    guest_rows: usize,
+    /// Binds what hythe may not bind any more.
+    broker: Option<PortBroker>,
 }
 
 /// Why ports are not published, or not unpublished.
@@ -69,10 +116,13 @@ pub enum PortError {
         /// Who has it, if that is known.
         occupant: Option<Occupant>,
     },
+    /// Not for the guest.
+    #[error(transparent)]
+    OutOfBounds(#[from] OutOfBounds),
     /// It takes a right.
     #[error(
-        "Bind for {} failed: permission denied; ports below 1024 are bound by root, or with CAP_NET_BIND_SERVICE, and at \
-         the start alone (-p): choose one above, or allow it (sysctl net.ipv4.ip_unprivileged_port_start={})",
+        "Bind for {} failed: permission denied; ports below 1024 take a hythe that was started by root, or with \
+         CAP_NET_BIND_SERVICE: choose one above, or allow it (sysctl net.ipv4.ip_unprivileged_port_start={})",
         .0.place(), .0.host_port
     )]
     Privileged(Binding),
@@ -120,6 +170,47 @@ impl Table {
             workers,
             follows,
             descriptors_left: descriptors,
+            guest_bounds: None,
+            guest_rows: 0,
+            broker: None,
+        }
+    }
+
+    /// Lets the guest publish, within bounds.
+    pub fn with_guest_bounds(self, bounds: GuestBounds) -> Self {
+        Self { guest_bounds: Some(bounds), ..self }
+    }
+
+    /// Has somebody who may still do it bind privileged ports.
+    pub fn with_broker(self, broker: PortBroker) -> Self {
+        Self { broker: Some(broker), ..self }
+    }
+
+    /// Whether somebody may publish these at all.
+    pub(super) fn admit(&self, publisher: Publisher, requests: &[PublishRequest]) -> Result<(), PortError> {
+        let (Publisher::Guest, Some(bounds)) = (publisher, &self.guest_bounds) else { return Ok(()) };
+        requests.iter().try_for_each(|request| bounds.admit(request))?;
+        let wanted: usize = requests.iter().map(|request| request.addresses().len()).sum();
+        if self.guest_rows + wanted > bounds.most {
+            return Err(OutOfBounds::TooMany(bounds.most).into());
+        }
+        Ok(())
+    }
+
+    /// Whether a port that nobody named may be somebody's.
+    pub(super) fn allows(&self, publisher: Publisher, binding: &Binding) -> bool {
+        let bounds = self.guest_bounds.as_ref().filter(|_| publisher == Publisher::Guest);
+        bounds.is_none_or(|bounds| bounds.allows(binding))
+    }
+
+    /// Binds the sockets of a port.
+    pub(super) fn bind(&self, binding: &Binding) -> io::Result<Vec<OwnedFd>> {
+        let bound = listen::bind(binding.address, binding.host_port, binding.protocol, self.workers);
+        match (bound, &self.broker) {
+            (Err(error), Some(broker)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                broker.bind(binding.endpoint(), binding.protocol, self.workers)
+            }
+            (bound, _) => bound,
         }
     }
 
@@ -156,9 +247,39 @@ impl Table {
         self.rows.get(&id)
     }
 
-    /// Rows after a number, by number: the table may change between two looks.
-    pub fn after(&self, id: u32) -> impl Iterator<Item = &Row> {
-        self.rows.range((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded)).map(|(_, row)| row)
+    /// A row by its number, if somebody may see it.
+    pub fn seen_by(&self, id: u32, who: Publisher) -> Option<&Row> {
+        self.get(id).filter(|row| who.may_touch(row.publisher))
+    }
+
+    /// Rows after a number that somebody may see, by number: the table may change between two looks.
+    pub fn after(&self, id: u32, who: Publisher) -> impl Iterator<Item = &Row> {
+        let after = self.rows.range((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded));
+        after.map(|(_, row)| row).filter(move |row| who.may_touch(row.publisher))
+    }
+
+    /// Rows at a place of the host that somebody may remove.
+    pub(super) fn at(&self, place: &Place, who: Publisher) -> Vec<u32> {
+        let addresses = match place.address {
+            Some(address) => vec![address],
+            None => ALL_ADDRESSES.to_vec(),
+        };
+        let ids = self.by_port.get(&(place.protocol, place.port)).into_iter().flatten();
+        let rows = ids.filter_map(|id| Some((*id, self.seen_by(*id, who)?)));
+        rows.filter(|(_, row)| addresses.contains(&row.binding.address)).map(|(id, _)| id).collect()
+    }
+
+    /// Has somebody hear when these rows are gone.
+    pub(super) fn tell_removal(&mut self, ids: &[u32]) -> Vec<Receiver<Infallible>> {
+        let mut rows = Vec::new();
+        for id in ids {
+            if let Some(row) = self.rows.get_mut(id) {
+                let (told, removed) = oneshot::channel();
+                row.held = Some(told);
+                rows.push(removed);
+            }
+        }
+        rows
     }
 
     /// Whether a row is in the way of a binding.
@@ -201,6 +322,7 @@ impl Table {
     pub(super) fn insert(&mut self, row: Row) {
         let Row { publication: Publication { id, .. }, binding, .. } = row;
         self.descriptors_left = self.descriptors_left.saturating_sub(row.descriptors);
+        self.guest_rows += usize::from(row.publisher == Publisher::Guest);
         self.by_port.entry((binding.protocol, binding.host_port)).or_default().push(id);
         self.rows.insert(id, row);
     }
@@ -209,6 +331,7 @@ impl Table {
     pub(super) fn remove(&mut self, id: u32) -> Option<Row> {
         let row = self.rows.remove(&id)?;
         self.descriptors_left += row.descriptors;
+        self.guest_rows -= usize::from(row.publisher == Publisher::Guest);
         let key = (row.binding.protocol, row.binding.host_port);
         if let Some(ids) = self.by_port.get_mut(&key) {
             ids.retain(|known| *known != id);
@@ -222,7 +345,7 @@ impl Table {
     /// The rows that a request means and its publisher may remove. Without a port of the host, whichever leads to the
     /// guest's.
     pub fn matching(&self, request: &PublishRequest, publisher: Publisher) -> Vec<u32> {
-        let is_meant = |row: &Row| row.publisher == publisher && request.covers(&row.binding);
+        let is_meant = |row: &Row| publisher.may_touch(row.publisher) && request.covers(&row.binding);
         match request.host_port {
             HostPort::One(port) => {
                 let ids = self.by_port.get(&(request.protocol, port)).into_iter().flatten();

@@ -14,6 +14,7 @@ use super::table::{PortError, Publisher, Table, bind_error};
 use super::{Published, Publishing, Removal, publish_at_start};
 use crate::exchange::mail::ToWorker;
 use crate::exchange::{Mailbox, Waker};
+use crate::policy::guest_api::GuestBounds;
 use crate::policy::port_set::PortSet;
 use crate::policy::publish::{Binding, PublishRequest, PublishedProtocol, parse};
 
@@ -34,7 +35,14 @@ impl Bench {
     pub fn new(descriptors: u64) -> Self {
         let workers: Vec<_> = (0..2).map(|_| Mailbox::new(8, Arc::new(Waker::new().unwrap()))).collect();
         let table = Table::new(Ephemeral::read(), workers.len(), true, descriptors);
-        Self { publishing: Rc::new(Publishing::new(table, workers.clone())), workers }
+        Self { publishing: Publishing::new(table, workers.clone()), workers }
+    }
+
+    /// With a guest that may publish within bounds.
+    pub fn for_guest(bounds: GuestBounds) -> Self {
+        let bench = Self::new(1000);
+        let table = Table::new(Ephemeral::read(), bench.workers.len(), true, 1000);
+        Self { publishing: Publishing::new(table.with_guest_bounds(bounds), bench.workers.clone()), ..bench }
     }
 
     /// Runs a test beside workers that serve their mail.
@@ -56,11 +64,14 @@ impl Bench {
                     tokio::time::sleep(super::PAUSE).await;
                 }
             });
+            let unheld = tokio::task::spawn_local(publishing.clone().take_back_unheld());
             let outcome = test(publishing).await;
             // What was mailed last is taken too.
             tokio::time::sleep(5 * super::PAUSE).await;
-            serving.abort();
-            let _ = serving.await;
+            for task in [serving, unheld] {
+                task.abort();
+                let _ = task.await;
+            }
             outcome
         });
         (outcome, Rc::into_inner(held).unwrap().into_inner())

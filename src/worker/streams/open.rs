@@ -90,7 +90,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         };
         let (first, alternative) = match destination {
             Destination::Gateway => {
-                let Some(service) = Service::on_gateway_port(remote.port) else {
+                let Some(service) = Service::on_gateway_port(remote.port, &self.addresses) else {
                     self.reset_reply(&key, syn);
                     return Err(DropReason::GatewayPort);
                 };
