@@ -6,9 +6,9 @@
 //! One process is started for each port and address. Words that an Engine to come may add are not for this program: the real
 //! docker-proxy gets them all.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use crate::policy::publish::{self, HostPort, PublishError, PublishedProtocol};
+use crate::policy::publish::{self, PublishError, PublishedProtocol};
 
 /// A word that is shown in a message has at most so many characters.
 const SHOWN_MAX: usize = 64;
@@ -67,8 +67,6 @@ impl Wanted {
         let container_ip = container_ip.ok_or(ArgumentError::Missing("container-ip"))?;
         let container_port = container_port.ok_or(ArgumentError::Missing("container-port"))?;
 
-        let host_ip = if host_ip.contains(':') { format!("[{host_ip}]") } else { host_ip };
-        let requests = publish::parse(&format!("{host_ip}:{host_port}:{host_port}/{protocol}"))?;
         let wrong = |name, what, text: &str| {
             ArgumentError::Wrong(
                 name,
@@ -76,23 +74,21 @@ impl Wanted {
                 text.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect(),
             )
         };
-        let [request] = &requests[..] else { return Err(wrong("host-port", "port", &host_port)) };
-        let HostPort::One(port) = request.host_port else {
-            return Err(wrong("host-port", "port", &host_port));
+        let port = |name, text: &str| {
+            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+            port.ok_or_else(|| wrong(name, "port", text))
         };
-        let address = request.address.ok_or_else(|| wrong("host-ip", "address", &host_ip))?;
-        let container_address: IpAddr =
-            container_ip.parse().map_err(|_| wrong("container-ip", "address", &container_ip))?;
-        let container_port: u16 = container_port
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(|| wrong("container-port", "port", &container_port))?;
-        Ok(Self {
-            host: SocketAddr::new(address, port),
-            container: SocketAddr::new(container_address, container_port),
-            protocol: request.protocol,
-        })
+        let container = SocketAddr::new(
+            container_ip.parse().map_err(|_| wrong("container-ip", "address", &container_ip))?,
+            port("container-port", &container_port)?,
+        );
+        let host_port = port("host-port", &host_port)?;
+        // What hythe publishes is told in one place.
+        let in_brackets = if host_ip.contains(':') { format!("[{host_ip}]") } else { host_ip.clone() };
+        let requests = publish::parse(&format!("{in_brackets}:{host_port}:{host_port}/{protocol}"))?;
+        let address = requests.first().and_then(|request| Some((request.address?, request.protocol)));
+        let (address, protocol) = address.ok_or_else(|| wrong("host-ip", "address", &host_ip))?;
+        Ok(Self { host: SocketAddr::new(address, host_port), container, protocol })
     }
 
     /// Whether the Engine serves the port on one address of the guest only, which is not the one that hythe's link has.
@@ -185,7 +181,7 @@ mod tests {
         for (from, to, expected) in [
             ("-host-port 8000", "-host-port 0", "-host-port is no port: '0'"),
             ("-host-port 8000", "-host-port 1-2", "-host-port is no port: '1-2'"),
-            ("-host-port 8000", "-host-port 70000", "invalid containerPort: 70000"),
+            ("-host-port 8000", "-host-port 70000", "-host-port is no port: '70000'"),
             ("-host-ip 0.0.0.0", "-host-ip=", "-host-ip is no address: ''"),
             ("-host-ip 0.0.0.0", "-host-ip localhost", "invalid IP address: localhost"),
             ("-host-ip 0.0.0.0", "-host-ip 0.0.0.0:1:2", "invalid IP address: [0.0.0.0:1:2]"),

@@ -13,7 +13,7 @@ use crate::rig::netns::Netns;
 use crate::rig::process;
 use crate::rig::program::Program;
 use crate::rig::site::Family;
-use crate::rig::wait::{wait_until, wait_within, PATIENCE};
+use crate::rig::wait::{PATIENCE, wait_until, wait_within};
 
 /// The program that dockerd starts.
 pub const SHIM: &str = env!("CARGO_BIN_EXE_hythe-docker-proxy");
@@ -164,7 +164,10 @@ impl Drop for Engine {
             }
         }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let roots = mounts.lines().filter(|line| line.contains(" cgroup2 ")).filter_map(|line| line.split(' ').nth(1));
+        let roots = mounts
+            .lines()
+            .filter(|line| line.contains(" cgroup2 "))
+            .filter_map(|line| line.split(' ').nth(1));
         for root in roots {
             remove_cgroup(&Path::new(root).join(&self.cgroup));
         }

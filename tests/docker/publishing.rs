@@ -150,7 +150,9 @@ fn is_told_what_to_do(version: crate::engine::Version) {
     assert!(said.contains("start hythe with --guest-api publish"), "{said}");
     // What publishes nothing works.
     world.engine.docker(&["run", "-d", "--name", "quiet", "nginx"]);
-    wait_until("a server", || world.engine.output(&["exec", "quiet", "wget", "-q", "-O-", "http://127.0.0.1/"]).status.success());
+    wait_until("a server", || {
+        world.engine.output(&["exec", "quiet", "wget", "-q", "-O-", "http://127.0.0.1/"]).status.success()
+    });
 }
 
 #[test]

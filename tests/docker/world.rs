@@ -29,6 +29,7 @@ use crate::rig::wait::{PATIENCE, wait_within};
 macro_rules! with_both_engines {
     ($($name:ident($world:ident) $body:block)*) => {$(
         mod $name {
+            #[allow(unused_imports, reason = "some claims need nothing but their world")]
             use super::*;
             use $crate::engine::Version;
             use $crate::world::World;
@@ -70,8 +71,6 @@ impl World {
 
     pub fn with_options(version: Version, options: &str) -> Self {
         let site = Site::new();
-        // The host's user may have port 80.
-        site.host.sysctl("ipv4/ip_unprivileged_port_start", "0");
         let dns = DnsServer::start(&site.far, Family::V4.far(), 1);
         let guest = Netns::new();
         // So that the Engine takes an address that is the host's only.
@@ -91,7 +90,11 @@ impl World {
     pub fn restart_hythe(&mut self) {
         // It is killed when it is dropped, by SIGKILL.
         self.hythe = None;
-        self.hythe = Some(attach(&self.site, &self.guest, &format!("--guest-api publish --api {}", self.api.display())));
+        self.hythe = Some(attach(
+            &self.site,
+            &self.guest,
+            &format!("--guest-api publish --api {}", self.api.display()),
+        ));
     }
 
     /// What hythe says is published, as docker(1) prints it.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -61,7 +62,8 @@ pub async fn serve(socket: Arc<UdpSocket>, way: Way) {
         }
         if let Some(client) = clients.get(&peer) {
             client.used_ms.store(elapsed_ms(start), Ordering::Relaxed);
-            let _ = client.socket.try_send(&datagram[..length]);
+            // A full queue loses datagrams, as queues do.
+            let _ = SockRef::from(&*client.socket).send(&datagram[..length]);
         }
     }
 }
@@ -116,5 +118,5 @@ async fn answer(
 fn pass_on(from: &UdpSocket, to: &UdpSocket, peer: SocketAddr) -> io::Result<usize> {
     let mut datagram = [0; DATAGRAM_MAX];
     let length = from.try_recv(&mut datagram)?;
-    to.try_send_to(&datagram[..length], peer)
+    SockRef::from(to).send_to(&datagram[..length], &peer.into())
 }
