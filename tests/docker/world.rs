@@ -23,7 +23,7 @@ use crate::rig::dns_server::DnsServer;
 use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
 use crate::rig::site::{FAMILIES, Family, Site};
-use crate::rig::wait::{PATIENCE, wait_within};
+use crate::rig::wait::{PATIENCE, wait_until, wait_within};
 
 /// Makes a test of each Engine from a claim: `with_both_engines! { a_claim(world) { … } }`.
 macro_rules! with_both_engines {
@@ -90,6 +90,8 @@ impl World {
     pub fn restart_hythe(&mut self) {
         // It is killed when it is dropped, by SIGKILL.
         self.hythe = None;
+        let has_link = || self.guest.output(&["ip", "link", "show", "eth0"]).status.success();
+        wait_until("the interface to go with it", || !has_link());
         self.hythe = Some(attach(
             &self.site,
             &self.guest,
