@@ -16,7 +16,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST, TRANSFER_ENCODING};
@@ -172,7 +172,7 @@ async fn converse(stream: TcpStream, specification: String) -> Result<Grant, Ask
     let status = response.status();
     if status != StatusCode::CREATED {
         let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
-        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = body.map(Collected::to_bytes).unwrap_or_default();
         let problem = serde_json::from_slice(&body);
         return Err(problem.map_or_else(|_| AskError::Garbled(status.to_string()), AskError::Refused));
     }

@@ -114,9 +114,9 @@ async fn answer(
     }
 }
 
-/// On the stack, so that a client who waits takes no memory for it.
+/// Waits for nothing, so that a client who waits has no memory for a datagram.
 fn pass_on(from: &UdpSocket, to: &UdpSocket, peer: SocketAddr) -> io::Result<usize> {
-    let mut datagram = [0; DATAGRAM_MAX];
-    let length = from.try_recv(&mut datagram)?;
-    SockRef::from(to).send_to(&datagram[..length], &peer.into())
+    let mut datagram = Vec::with_capacity(DATAGRAM_MAX);
+    from.try_recv_buf(&mut datagram)?;
+    SockRef::from(to).send_to(&datagram, &peer.into())
 }

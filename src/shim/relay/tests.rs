@@ -88,7 +88,7 @@ async fn each_client_gets_the_answers_to_its_own_datagrams() {
         for number in 0..3u8 {
             let client = UdpSocket::bind((loopback(is_ipv6), 0)).await.unwrap();
             client.connect(at).await.unwrap();
-            client.send(&[number; 40_000]).await.unwrap();
+            client.send(&vec![number; 40_000]).await.unwrap();
             clients.push(client);
         }
         let mut datagram = vec![0; 1 << 16];
