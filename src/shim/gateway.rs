@@ -38,9 +38,10 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(8);
 /// How long hythe has to take a port back that is given back, before this process ends all the same.
 const RETURN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often the connection is probed, and how often in vain.
+/// How often the connection is probed, and how long what is sent may be unacknowledged: hythe's TCP acknowledges at once, however
+/// busy the rest of it is.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-const PROBES_MAX: u32 = 3;
+const SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// The longest head of an answer, the longest list of the ports that were published, and the longest problem, in bytes.
 const HEAD_MAX: usize = 16 << 10;
@@ -123,9 +124,9 @@ impl Gateway {
 
 /// Has the kernel look every second whether the other end is there.
 fn probed(stream: TcpStream) -> io::Result<TcpStream> {
-    let probes =
-        TcpKeepalive::new().with_time(PROBE_EVERY).with_interval(PROBE_EVERY).with_retries(PROBES_MAX);
-    SockRef::from(&stream).set_tcp_keepalive(&probes)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_EVERY).with_interval(PROBE_EVERY))?;
+    socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
     Ok(stream)
 }
 

@@ -7,7 +7,7 @@
 //!            asked again, after 100 ms, then after longer and longer, up to 700 ms
 //!              │ ▲
 //!              ▼ │ refused: another has the port now
-//!            asked again, after a second, then after longer and longer, up to half a minute
+//!            asked again, after 200 ms, then after longer and longer, up to half a minute
 //! ```
 //! There may be thousands that ask again at the same time, so each pause is a part of its length, by chance.
 
@@ -30,8 +30,8 @@ const AGAIN_PATIENCE: Duration = Duration::from_millis(700);
 /// Between the attempts to reach a hythe that is gone. It is back, and asked, within two seconds of its return: the longest
 /// pause and an attempt that has just begun.
 const GONE: Pauses = Pauses { next: Duration::from_millis(100), longest: Duration::from_millis(700) };
-/// Between the attempts to get what was refused.
-const REFUSED: Pauses = Pauses { next: Duration::from_secs(1), longest: Duration::from_secs(30) };
+/// Between the attempts to get what was refused. At first it may be the killed hythe itself whose sockets the kernel has not closed.
+const REFUSED: Pauses = Pauses { next: Duration::from_millis(200), longest: Duration::from_secs(30) };
 
 /// Why a port is not published.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +15,11 @@ use crate::rig::process;
 use crate::rig::wait::{PATIENCE, pause, wait_for, wait_until};
 
 /// Says that it serves, and ends in order when it is interrupted.
-const SERVES: &str = "printf '0\\n' >&3; exec 3>&-; trap 'exit 0' INT; while :; do sleep 0.02; done";
+const SERVES: &str = "trap 'exit 0' INT; printf '0\\n' >&3; exec 3>&-; while :; do sleep 0.02; done";
+
+/// Does what a variable says. It is not written by a test: a file that somebody writes cannot be executed, and what is being
+/// started beside this has copies of all descriptors.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/docker/docker-proxy");
 
 const TCP: &str = "-proto tcp -host-ip 0.0.0.0 -host-port 8000 -container-ip 172.17.0.2 -container-port 80";
 
@@ -43,21 +47,17 @@ impl Stage {
         Self { gateway: TcpListener::bind("127.0.0.1:0").unwrap(), directory: Directory::new() }
     }
 
-    fn docker_proxy(&self, script: &str) -> PathBuf {
-        self.directory.script("docker-proxy", &format!("echo \"$@\" >{}\n{script}\n", self.words().display()))
-    }
-
     /// Where the script writes with which words it was started.
     fn words(&self) -> PathBuf {
         self.directory.path().join("words")
     }
 
-    /// Starts it with a script as docker-proxy.
+    /// Starts it with a docker-proxy that does what `script` says.
     fn start(&self, words: &str, script: &str) -> Shim {
-        self.start_with(words, &self.docker_proxy(script))
+        self.start_with(words, SCRIPT, script)
     }
 
-    fn start_with(&self, words: &str, docker_proxy: &Path) -> Shim {
+    fn start_with(&self, words: &str, docker_proxy: &str, script: &str) -> Shim {
         let mut command = Command::new("sh");
         command.args(["-c", r#"exec "$0" "$@" 3>&1 1>/dev/null"#, SHIM]).args(words.split_whitespace());
         let mark = format!("HYTHE_TEST=shim.{}", self.directory.path().display());
@@ -66,6 +66,8 @@ impl Stage {
             .env(name, value)
             .env("HYTHE_GATEWAY", self.gateway.local_addr().unwrap().to_string())
             .env("HYTHE_REAL_DOCKER_PROXY", docker_proxy)
+            .env("HYTHE_TEST_SCRIPT", script)
+            .env("HYTHE_TEST_WORDS", self.words())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
@@ -192,13 +194,12 @@ fn a_docker_proxy_that_fails_speaks_for_itself_and_the_port_is_given_back() {
 #[test]
 fn a_docker_proxy_that_cannot_be_started_is_named() {
     let stage = Stage::new();
-    // A script whose interpreter is not there.
-    let script = stage.docker_proxy("");
-    fs::write(&script, "#!/nowhere/sh\n").unwrap();
-    let mut shim = stage.start_with(TCP, &script);
+    let mut shim = stage.start_with(TCP, "/nowhere/docker-proxy", "");
     let asked = stage.grant();
-    let reason = format!("1\ncannot start {}: No such file or directory (os error 2)", script.display());
-    assert_eq!(shim.answer(), reason);
+    assert_eq!(
+        shim.answer(),
+        "1\ncannot start /nowhere/docker-proxy: No such file or directory (os error 2)"
+    );
     assert_eq!(shim.end().code(), Some(1));
     asked.expect_end();
 }
@@ -250,8 +251,7 @@ fn what_hythe_cannot_publish_is_refused_without_asking() {
 #[test]
 fn a_way_back_to_itself_is_no_docker_proxy() {
     let stage = Stage::new();
-    let script = stage.directory.script("wrapper", &format!("exec {SHIM} \"$@\""));
-    let mut shim = stage.start_with(TCP, &script);
+    let mut shim = stage.start(TCP, &format!("exec {SHIM} \"$@\""));
     let asked = stage.grant();
     let answer = shim.answer();
     assert!(answer.contains("is hythe-docker-proxy again: set HYTHE_REAL_DOCKER_PROXY"), "{answer}");
