@@ -1,9 +1,11 @@
 //! hythe goes and comes again, and containers stay.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::rig::site::{FAMILIES, Family};
-use crate::rig::wait::wait_until;
+use crate::rig::wait::{pause, wait_until};
 use crate::world::{page_at, with_both_engines};
 
 with_both_engines! {
@@ -15,11 +17,11 @@ with_both_engines! {
         world.expect_page(8000);
         let before = world.places();
         let started = world.engine.docker(&["inspect", "--format", "{{.State.StartedAt}}", "webserver"]);
-        for _ in 0..2 {
-            world.restart_hythe();
+        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+            world.restart_hythe(signal);
             let returned = Instant::now();
             wait_until("all ports to be back", || world.places() == before);
-            println!("all ports were back {:?} after hythe's return", returned.elapsed());
+            println!("after {signal}, all ports were back {:?} after hythe's return", returned.elapsed());
             for family in FAMILIES {
                 wait_until("a page", || page_at(&world.site.host, family.loopback(), 8000).is_ok());
                 wait_until("a page", || page_at(&world.site.far, family.host(), 8000).is_ok());
@@ -41,9 +43,9 @@ with_both_engines! {
         world.engine.line("docker run -d -p 8000:80 --name webserver nginx");
         world.expect_page(8000);
         world.unpublish("8000:8000");
-        world.expect_closed_within(8000, std::time::Duration::from_secs(1));
+        world.expect_closed_within(8000, Duration::from_secs(1));
         // Longer than it takes who asks again.
-        crate::rig::wait::pause(std::time::Duration::from_secs(2));
+        pause(Duration::from_secs(2));
         assert!(world.published().is_empty(), "{:?}", world.published());
         assert_eq!(world.engine.docker(&["ps", "--quiet"]).lines().count(), 1);
         world.engine.docker(&["restart", "--time", "0", "webserver"]);

@@ -15,6 +15,7 @@ use std::time::Duration;
 use hyper::Method;
 use hythe::control::client::ask;
 use hythe::control::shapes::Ports;
+use nix::sys::signal::Signal;
 
 use crate::engine::{Engine, Version};
 use crate::rig::cell::ANY;
@@ -86,10 +87,12 @@ impl World {
         Self { engine, hythe: Some(hythe), guest, site, _dns: dns, api, _directory: directory }
     }
 
-    /// hythe is killed, and another one is started.
-    pub fn restart_hythe(&mut self) {
-        // It is killed when it is dropped, by SIGKILL.
-        self.hythe = None;
+    /// hythe is ended by a signal, and another one is started.
+    pub fn restart_hythe(&mut self, signal: Signal) {
+        if let Some(hythe) = self.hythe.take() {
+            hythe.signal(signal);
+            hythe.end();
+        }
         let has_link = || self.guest.output(&["ip", "link", "show", "eth0"]).status.success();
         wait_until("the interface to go with it", || !has_link());
         self.hythe = Some(attach(
