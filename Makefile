@@ -5,14 +5,16 @@ PREFIX ?= /usr/local
 # Most of the time these tests wait, for minutes some of them.
 NAMESPACE_THREADS = --test-threads 4
 VM_THREADS = --test-threads 4
+# Each of these has an Engine of its own.
+DOCKER_THREADS = --test-threads 3
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check format lint unit loom sim kernel instructions namespace vm bench perf flamegraph install clean
+.PHONY: help build demo test check format lint unit loom sim kernel instructions namespace vm docker bench perf flamegraph install clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build the release binary: target/release/hythe
+build: ## Build the release binaries: target/release/hythe, and hythe-docker-proxy beside it
 	cargo build --release --locked
 
 demo: build ## A web server in a guest, reached from the host, and the host from the guest
@@ -28,6 +30,7 @@ test: ## Everything that must pass (installs what the tests need; takes root)
 	cargo test --locked --test namespace -- $(NAMESPACE_THREADS)
 	tests/guest/build
 	cargo test --locked --test vm -- $(VM_THREADS)
+	cargo test --locked --test docker -- $(DOCKER_THREADS)
 
 check: format lint unit ## Format, lints and unit tests: the quick round
 
@@ -63,6 +66,10 @@ vm: ## hythe with real guests: User-Mode Linux and QEMU (takes root)
 	tests/guest/build
 	cargo test --locked --test vm -- $(VM_THREADS)
 
+docker: ## hythe with real Docker Engines in a guest (takes root)
+	tests/setup docker
+	cargo test --locked --test docker -- $(DOCKER_THREADS)
+
 bench: ## Criterion benchmarks
 	cargo bench --locked
 
@@ -78,6 +85,7 @@ flamegraph: ## Where the time goes, as pictures (takes root)
 
 install: build ## Install to $(PREFIX)/bin
 	install -D -m 0755 target/release/hythe $(DESTDIR)$(PREFIX)/bin/hythe
+	install -D -m 0755 target/release/hythe-docker-proxy $(DESTDIR)$(PREFIX)/bin/hythe-docker-proxy
 
 clean: ## Remove what was built
 	cargo clean

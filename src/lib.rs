@@ -25,6 +25,7 @@ pub mod port_broker;
 pub mod random;
 pub mod relay;
 pub mod sandbox;
+pub mod shim;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slow;

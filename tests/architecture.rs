@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("netlink", &["frame"]),
     ("monitor", &["frame", "link"]),
     ("control", &["monitor", "policy"]),
+    ("shim", &["control", "policy"]),
     ("config", &["control", "frame", "host", "netlink", "policy"]),
     ("namespace", &["channel", "config", "fork", "frame", "host", "link", "netlink"]),
     (
@@ -177,7 +178,7 @@ fn no_arrow_points_up() {
     let may_use: BTreeMap<&str, &[&str]> = MAY_USE.iter().copied().collect();
     let mut arrows = 0;
     for source in sources() {
-        if matches!(source.room.as_str(), "main" | "lib" | SIMULATION) {
+        if matches!(source.room.as_str(), "main" | "bin" | "lib" | SIMULATION) {
             continue;
         }
         let allowed =
@@ -300,7 +301,7 @@ fn unsafe_code_is_in_few_files_and_argued() {
         }
     }
     // Each is a place where the kernel is given memory or descriptors; a new one has to be wanted.
-    assert!(files.len() <= 23, "{files:?}");
+    assert!(files.len() <= 24, "{files:?}");
 }
 
 #[test]

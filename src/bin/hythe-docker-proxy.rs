@@ -1,0 +1,7 @@
+//! The `hythe-docker-proxy` program: see [`hythe::shim`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hythe::shim::run()
+}
