@@ -163,7 +163,7 @@ impl Config {
         if let Some(name) = &options.hostname {
             check_hostname(name)?;
         }
-        let interface = options.interface.unwrap_or_else(|| "eth0".to_string());
+        let interface = options.interface.clone().unwrap_or_else(|| "eth0".to_string());
         // IFNAMSIZ, less the final zero; the kernel takes no slash, colon or space.
         if !(1..=15).contains(&interface.len()) || interface.contains(['/', ':', ' ', '%']) {
             return Err(ConfigError::Value(format!("--interface '{interface}': is no name of an interface")));
@@ -172,19 +172,11 @@ impl Config {
         for spec in &options.publish {
             publish.extend(publish::parse(spec)?);
         }
+        let guest_api = options.guest_api.unwrap_or_default();
+        let guest_bounds = guest_bounds(&options)?;
+        let names = names_of(&options)?;
         let control = Wanted { name: options.name, api: options.api };
         control.check()?;
-        let guest_api = options.guest_api.unwrap_or_default();
-        let ports = options.guest_api_ports.as_deref().unwrap_or("1-65535");
-        let guest_bounds = GuestBounds {
-            ports: port_range(ports).ok_or_else(|| {
-                ConfigError::Value(format!(
-                    "--guest-api-ports '{ports}': is no range of ports, like 1024-65535"
-                ))
-            })?,
-            addresses: options.guest_api_address,
-            most: options.guest_api_max_ports.unwrap_or(GUEST_PORTS_DEFAULT),
-        };
         let workers = options.workers.unwrap_or_else(default_workers);
         if !(1..=MAX_WORKERS).contains(&workers) {
             return Err(ConfigError::Value(format!("--workers {workers}: must be from 1 to {MAX_WORKERS}")));
@@ -193,32 +185,6 @@ impl Config {
         if !(64..=16_777_216).contains(&max_flows) {
             return Err(ConfigError::Value(format!("--max-flows {max_flows}: must be from 64 to 16777216")));
         }
-        let cache = options.dns_cache.unwrap_or(names::CACHE_DEFAULT);
-        if cache > names::CACHE_MAX {
-            let most = names::CACHE_MAX;
-            return Err(ConfigError::Value(format!("--dns-cache {cache}: must be from 0 to {most}")));
-        }
-        if let Some(zone) = options.zone.iter().find(|zone| zone.values.is_empty()) {
-            let name = &zone.name;
-            return Err(ConfigError::Value(format!("--zone {name}: names no server; give one or more")));
-        }
-        if options.record.len() > names::RECORDS_MAX {
-            let (given, most) = (options.record.len(), names::RECORDS_MAX);
-            return Err(ConfigError::Value(format!("--record: {given} are too many; there can be {most}")));
-        }
-        if let Some(record) = options.record.iter().find(|record| record.values.len() > names::ADDRESSES_MAX)
-        {
-            let (name, most) = (&record.name, names::ADDRESSES_MAX);
-            return Err(ConfigError::Value(format!("--record {name}: has more than {most} addresses")));
-        }
-        let names = NamePolicy {
-            zones: options.zone,
-            records: options.record,
-            hosts: !options.no_hosts,
-            cache,
-            filter: options.dns_filter.unwrap_or_default(),
-            log: options.dns_log,
-        };
         let global_prefix = host.global_prefix.filter(|_| v6.is_some());
         Ok(Self {
             addresses: Addresses {
@@ -274,6 +240,47 @@ impl Config {
         });
         own.chain(global).collect()
     }
+}
+
+/// What the guest may publish.
+fn guest_bounds(options: &Options) -> Result<GuestBounds, ConfigError> {
+    let ports = options.guest_api_ports.as_deref().unwrap_or("1-65535");
+    Ok(GuestBounds {
+        ports: port_range(ports).ok_or_else(|| {
+            ConfigError::Value(format!("--guest-api-ports '{ports}': is no range of ports, like 1024-65535"))
+        })?,
+        addresses: options.guest_api_address.clone(),
+        most: options.guest_api_max_ports.unwrap_or(GUEST_PORTS_DEFAULT),
+    })
+}
+
+/// Which names are answered how.
+fn names_of(options: &Options) -> Result<NamePolicy, ConfigError> {
+    let cache = options.dns_cache.unwrap_or(names::CACHE_DEFAULT);
+    if cache > names::CACHE_MAX {
+        let most = names::CACHE_MAX;
+        return Err(ConfigError::Value(format!("--dns-cache {cache}: must be from 0 to {most}")));
+    }
+    if let Some(zone) = options.zone.iter().find(|zone| zone.values.is_empty()) {
+        let name = &zone.name;
+        return Err(ConfigError::Value(format!("--zone {name}: names no server; give one or more")));
+    }
+    if options.record.len() > names::RECORDS_MAX {
+        let (given, most) = (options.record.len(), names::RECORDS_MAX);
+        return Err(ConfigError::Value(format!("--record: {given} are too many; there can be {most}")));
+    }
+    if let Some(record) = options.record.iter().find(|record| record.values.len() > names::ADDRESSES_MAX) {
+        let (name, most) = (&record.name, names::ADDRESSES_MAX);
+        return Err(ConfigError::Value(format!("--record {name}: has more than {most} addresses")));
+    }
+    Ok(NamePolicy {
+        zones: options.zone.clone(),
+        records: options.record.clone(),
+        hosts: !options.no_hosts,
+        cache,
+        filter: options.dns_filter.unwrap_or_default(),
+        log: options.dns_log,
+    })
 }
 
 fn default_workers() -> usize {
