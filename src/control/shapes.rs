@@ -65,6 +65,24 @@ pub struct Status {
     pub ports: usize,
 }
 
+/// A name and what it stands for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The name; `*.NAME` stands for all names below one.
+    pub name: String,
+    /// Its addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Names of the user's own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Records {
+    /// By name.
+    pub records: Vec<Record>,
+}
+
 /// What has changed around hythe. Several changes that come at once are told as one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -154,6 +172,8 @@ pub enum Code {
     NoneFree,
     /// Not published, or not by the caller.
     NotPublished,
+    /// No such record of a name.
+    NoRecord,
     /// There are not enough descriptors, or too many callers.
     Exhausted,
     /// The kernel refused.

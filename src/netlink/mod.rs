@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -24,6 +24,9 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::frame::address::{Address, Mac};
 pub use watch::{NetworkWatch, News};
+
+/// How often is asked for what changes while it is told.
+const DUMPS_MAX: usize = 5;
 
 /// A connection to the kernel's routing.
 pub struct Netlink {
@@ -51,13 +54,29 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Sends a request and gives every message of the answer to `take`.
+    /// Asks for all there is of a kind. What changes while it is told makes the kernel say so (`NLM_F_DUMP_INTR`): it is asked again.
+    fn dump<T>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        take: impl Fn(&RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        for _ in 0..DUMPS_MAX {
+            let mut found = Vec::new();
+            let is_whole = self.request(message.clone(), NLM_F_DUMP, |answer| found.extend(take(&answer)))?;
+            if is_whole {
+                return Ok(found);
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::Interrupted))
+    }
+
+    /// Sends a request and gives every message of the answer to `take`. Returns whether nothing changed in between.
     fn request(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
         mut take: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -67,23 +86,28 @@ impl Netlink {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
+        let mut is_whole = true;
         loop {
             let (received, _) = self.socket.recv_from_full()?;
             let mut rest = received.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-                let len = (answer.header.length as usize).next_multiple_of(4).clamp(4, rest.len());
-                rest = &rest[len..];
+            while let Some(length) = rest.first_chunk::<4>() {
+                let length = u32::from_ne_bytes(*length) as usize;
+                let message;
+                (message, rest) = rest.split_at(length.next_multiple_of(4).clamp(4, rest.len()));
+                // One that nobody understands yet is not what is looked for.
+                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else {
+                    continue;
+                };
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
+                is_whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => take(message),
-                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Done(_) => return Ok(is_whole),
                     NetlinkPayload::Error(error) => {
                         return match error.code {
-                            None => Ok(()),
+                            None => Ok(is_whole),
                             Some(_) => Err(error.to_io()),
                         };
                     }
@@ -99,25 +123,20 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP, |answer| {
-                if let RouteNetlinkMessage::NewRoute(route) = answer {
-                    routes.extend(host_route(&route));
-                }
-            })?;
+            routes.extend(self.dump(&RouteNetlinkMessage::GetRoute(message), |answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => host_route(route),
+                _ => None,
+            })?);
         }
         Ok(routes)
     }
 
     /// All addresses, each with its prefix.
     pub fn addresses(&mut self) -> io::Result<Vec<IpNet>> {
-        let mut addresses = Vec::new();
-        let message = AddressMessage::default();
-        self.request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP, |answer| {
-            if let RouteNetlinkMessage::NewAddress(message) = answer {
-                addresses.extend(own_address(&message));
-            }
-        })?;
-        Ok(addresses)
+        self.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), |answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => own_address(message),
+            _ => None,
+        })
     }
 
     /// Sets an interface's MAC, MTU and queue length, and brings it up.
@@ -133,7 +152,7 @@ impl Netlink {
         }
         message.attributes.extend(settings.mtu.map(|mtu| LinkAttribute::Mtu(u32::from(mtu))));
         message.attributes.extend(settings.queue_len.map(LinkAttribute::TxQueueLen));
-        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK, |_| {})
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK, |_| {}).map(drop)
     }
 
     /// Gives an interface an address; without duplicate address detection.
@@ -156,7 +175,7 @@ impl Netlink {
             }
         }
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.request(RouteNetlinkMessage::NewAddress(message), flags, |_| {})
+        self.request(RouteNetlinkMessage::NewAddress(message), flags, |_| {}).map(drop)
     }
 
     /// Sets the default route of the gateway's family, unless the main table has one, whatever its metric. Returns
@@ -183,7 +202,7 @@ impl Netlink {
         match self.request(RouteNetlinkMessage::NewRoute(message), flags, |_| {}) {
             // One came just now.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            done => done.map(|()| true),
+            done => done.map(|_| true),
         }
     }
 }

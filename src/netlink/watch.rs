@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::route::RouteMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -24,6 +25,12 @@ const IPV6_RULE: u32 = 19;
 /// The longest run of messages that the kernel sends at once, in bytes.
 const ROOM: usize = 1 << 16;
 
+/// Room for messages that are not taken yet.
+const BUFFER_BYTES: u32 = 1 << 20;
+
+/// Runs of messages that are taken at once.
+const RUNS_MAX: usize = 1024;
+
 /// New routes, and addresses that went, that are told one by one.
 const ROUTES_MAX: usize = 64;
 const REMOVED_MAX: usize = 64;
@@ -37,6 +44,8 @@ pub struct News {
     pub removed: Vec<Address>,
     /// Messages about links.
     pub links: u32,
+    /// A link is gone or does not run any more. Its routes of IPv4 go without a message.
+    pub link_lost: bool,
     /// Messages about routes.
     pub routes: u32,
     /// Messages about rules.
@@ -59,7 +68,14 @@ impl News {
                     self.removed.extend(own_address(address).map(|net| Address::from(net.addr())));
                 }
             }
-            RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => self.links += 1,
+            RouteNetlinkMessage::NewLink(link) => {
+                self.links += 1;
+                self.link_lost |= !link.header.flags.contains(LinkFlags::Running);
+            }
+            RouteNetlinkMessage::DelLink(_) => {
+                self.links += 1;
+                self.link_lost = true;
+            }
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => self.rules += 1,
             RouteNetlinkMessage::NewRoute(route) => self.route(route, true),
             RouteNetlinkMessage::DelRoute(route) => self.route(route, false),
@@ -74,8 +90,6 @@ impl News {
             self.default_route = true;
         } else if is_new && self.new_routes.len() < ROUTES_MAX {
             self.new_routes.push(destination);
-        } else if is_new {
-            self.lost = true;
         }
     }
 }
@@ -92,6 +106,8 @@ impl NetworkWatch {
         let mut changes = Socket::new(NETLINK_ROUTE)?;
         changes.bind(&SocketAddr::new(0, GROUPS))?;
         changes.add_membership(IPV6_RULE)?;
+        // As far as the kernel lets it (net.core.rmem_max).
+        let _ = changes.set_rx_buf_sz(BUFFER_BYTES);
         changes.set_non_blocking(true)?;
         Ok(Self { changes, netlink: Netlink::open()? })
     }
@@ -100,7 +116,7 @@ impl NetworkWatch {
     pub fn news(&mut self) -> io::Result<News> {
         let mut news = News::default();
         let mut room = Vec::with_capacity(ROOM);
-        loop {
+        for _ in 0..RUNS_MAX {
             room.clear();
             match self.changes.recv(&mut room, 0) {
                 Ok(_) => {}
@@ -125,6 +141,9 @@ impl NetworkWatch {
                 }
             }
         }
+        // They come faster than they are taken: enough of it, and everything is looked at.
+        news.lost = true;
+        Ok(news)
     }
 
     /// The host's own addresses as they are now, sorted.

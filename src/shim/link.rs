@@ -1,50 +1,47 @@
 //! The guest's interface on which hythe is.
 
+use std::io;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::SockaddrStorage;
 
-/// The addresses of an interface, each with its network.
+/// An interface: its name and number, and the families in which it has an address that others can reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Link {
-    networks: Vec<IpNet>,
+    name: String,
+    /// One that comes after it with the same name is another one.
+    index: u32,
+    has_v4: bool,
+    has_v6: bool,
 }
 
 impl Link {
     /// The interface that has an address: the near end of a connection to the gateway.
-    pub fn of(address: IpAddr) -> std::io::Result<Self> {
-        let all = getifaddrs()?.filter_map(|entry| {
-            let ip = ip_of(&entry.address?)?;
-            let network = IpNet::with_netmask(ip, ip_of(&entry.netmask?)?).ok()?;
-            Some((entry.interface_name, network))
-        });
-        let all: Vec<(String, IpNet)> = all.collect();
-        let own = all.iter().find(|(_, network)| network.addr() == address);
-        let networks = match own {
-            Some((name, _)) => {
-                all.iter().filter(|(other, _)| other == name).map(|(_, network)| *network).collect()
-            }
-            // It is gone since.
-            None => vec![address.into()],
-        };
-        Ok(Self { networks })
+    pub fn of(address: IpAddr) -> io::Result<Self> {
+        let all = getifaddrs()?.filter_map(|entry| Some((entry.interface_name, ip_of(&entry.address?)?)));
+        let all: Vec<(String, IpAddr)> = all.collect();
+        let own = all.iter().find(|(_, ip)| *ip == address);
+        // It is gone since.
+        let (name, _) = own.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let has = |is: fn(&IpAddr) -> bool| all.iter().any(|(other, ip)| other == name && is(ip));
+        Ok(Self {
+            name: name.clone(),
+            index: if_nametoindex(name.as_str())?,
+            has_v4: has(IpAddr::is_ipv4),
+            has_v6: has(|ip| matches!(ip, IpAddr::V6(v6) if !v6.is_unicast_link_local())),
+        })
     }
 
-    /// Its address of a family, which others can reach.
-    pub fn address(&self, is_ipv6: bool) -> Option<IpAddr> {
-        let is_wide = |ip: &IpAddr| match ip {
-            IpAddr::V4(_) => true,
-            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
-        };
-        self.networks.iter().map(IpNet::addr).find(|ip| ip.is_ipv6() == is_ipv6 && is_wide(ip))
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Whether an address is one of its networks: the gateway's, or its own.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
+    /// Whether others can reach it in a family.
+    pub fn has(&self, is_ipv6: bool) -> bool {
+        if is_ipv6 { self.has_v6 } else { self.has_v4 }
     }
 }
 
@@ -60,25 +57,13 @@ mod tests {
     #[test]
     fn an_interface_is_known_by_each_of_its_addresses() {
         let link = Link::of("127.0.0.1".parse().unwrap()).unwrap();
-        assert_eq!(link.address(false), Some("127.0.0.1".parse().unwrap()));
-        assert!(link.contains("127.9.9.9".parse().unwrap()));
-        assert!(!link.contains("172.17.0.2".parse().unwrap()));
+        assert_eq!((link.name(), link.has(false), link.has(true)), ("lo", true, true));
         assert_eq!(Link::of("::1".parse().unwrap()).unwrap(), link);
     }
 
     #[test]
-    fn an_address_that_is_gone_is_a_link_of_its_own() {
-        let link = Link::of("198.51.100.7".parse().unwrap()).unwrap();
-        assert_eq!(link.address(false), Some("198.51.100.7".parse().unwrap()));
-        assert_eq!(link.address(true), None);
-        assert!(!link.contains("198.51.100.8".parse().unwrap()));
-    }
-
-    #[test]
-    fn an_address_of_the_link_alone_is_not_told_to_others() {
-        let link =
-            Link { networks: vec!["fe80::1/64".parse().unwrap(), "fdc4:f303:9324::3/64".parse().unwrap()] };
-        assert_eq!(link.address(true), Some("fdc4:f303:9324::3".parse().unwrap()));
-        assert_eq!(link.address(false), None);
+    fn an_address_that_is_gone_is_no_link() {
+        let error = Link::of("198.51.100.7".parse().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }
 }

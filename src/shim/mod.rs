@@ -29,14 +29,19 @@ mod relay;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
+use tokio::time::timeout;
 
 use arguments::{ArgumentError, Wanted};
 use parent::Parent;
 use proxy::{Proxy, ProxyError};
 use published::{Published, RefusedError};
+
+/// How long a port may take to be granted. dockerd waits 16 seconds for all, the real docker-proxy's start too.
+const PATIENCE: Duration = Duration::from_secs(11);
 
 /// Why the port is not served.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +52,8 @@ enum ShimError {
     Proxy(#[from] ProxyError),
     #[error(transparent)]
     Refused(#[from] RefusedError),
+    #[error("hythe's answer takes more than {} seconds", PATIENCE.as_secs())]
+    Late,
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
 }
@@ -76,10 +83,15 @@ async fn serve(parent: &mut Parent, words: &[OsString]) -> Result<u8, ShimError>
     let wanted = Wanted::parse(words.iter().map(|word| word.to_string_lossy().into_owned()))?;
     let docker_proxy = proxy::find()?;
     let mut published = tokio::select! {
-        published = Published::new(wanted) => published?,
+        published = timeout(PATIENCE, Published::new(wanted)) => published.map_err(|_| ShimError::Late)??,
         // Nothing is published, or what is goes with the connection.
         signal = stop.signal() => return Ok(128 + signal as u8),
     };
+    if parent.has_gone() {
+        // dockerd has given up, and will not end what it does not know of.
+        published.give_back().await;
+        return Err(ShimError::Late);
+    }
     let mut docker_proxy = match Proxy::start(&docker_proxy, words) {
         Ok(started) => started,
         Err(error) => {

@@ -8,9 +8,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const ANSWER: RawFd = 3;
 const LISTENER: RawFd = 4;
@@ -21,6 +23,8 @@ const REASON_MAX: usize = 2048;
 /// Who waits for an answer.
 pub struct Parent {
     pipe: Option<File>,
+    /// There is a pipe, and nobody reads from it.
+    deaf: bool,
     inherited: Vec<RawFd>,
 }
 
@@ -32,13 +36,23 @@ impl Parent {
         let has_listener = has_pipe && kind(LISTENER).is_some_and(|kind| kind.is_socket());
         // A second way to the same pipe, which children do not inherit. Where nobody reads any more there is none.
         let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path_of(ANSWER));
+        let pipe = has_pipe.then(open).and_then(Result::ok);
         Self {
-            pipe: has_pipe.then(open).and_then(Result::ok),
+            deaf: has_pipe && pipe.is_none(),
+            pipe,
             inherited: [(has_pipe, ANSWER), (has_listener, LISTENER)]
                 .into_iter()
                 .filter_map(|(has, fd)| has.then_some(fd))
                 .collect(),
         }
+    }
+
+    /// Whether it waits no more.
+    pub fn has_gone(&self) -> bool {
+        let Some(pipe) = &self.pipe else { return self.deaf };
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
+        let polled = poll(&mut fds, PollTimeout::ZERO);
+        polled.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
     }
 
     /// Says that the port is not served, and why.
@@ -84,7 +98,15 @@ mod tests {
     fn pair() -> (io::PipeReader, Parent) {
         let (reader, writer) = io::pipe().unwrap();
         let writer: std::os::fd::OwnedFd = writer.into();
-        (reader, Parent { pipe: Some(writer.into()), inherited: Vec::new() })
+        (reader, Parent { pipe: Some(writer.into()), deaf: false, inherited: Vec::new() })
+    }
+
+    #[test]
+    fn one_that_waits_no_more_is_noticed() {
+        let (reader, parent) = pair();
+        assert!(!parent.has_gone());
+        drop(reader);
+        assert!(parent.has_gone());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! asked ──▶ granted ──▶ unpublished by the host's user: that is that, and the container goes on
 //!              ▲ │
 //!              │ ▼ the connection breaks: hythe is gone
-//!            asked again, after 100 ms, then after longer and longer, up to 700 ms
+//!            asked again, after 100 ms at most, then after longer and longer, up to 700 ms; where somebody is who answers
+//!              │ ▲         nobody, up to half a minute
 //!              │ ▲
 //!              ▼ │ refused: another has the port now
 //!            asked again, after 200 ms, then after longer and longer, up to half a minute
@@ -12,10 +13,11 @@
 //! There may be thousands that ask again at the same time, so each pause is a part of its length, by chance.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::arguments::Wanted;
 use super::gateway::{self, AskError, Ended, Gateway, Grant};
@@ -32,6 +34,9 @@ const AGAIN_PATIENCE: Duration = Duration::from_millis(700);
 const GONE: Pauses = Pauses { next: Duration::from_millis(100), longest: Duration::from_millis(700) };
 /// Between the attempts to get what was refused. At first it may be the killed hythe itself whose sockets the kernel has not closed.
 const REFUSED: Pauses = Pauses { next: Duration::from_millis(200), longest: Duration::from_secs(30) };
+
+/// A grant that lasts so long was no mistake.
+const LASTS: Duration = Duration::from_secs(5);
 
 /// Why a port is not published.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,9 @@ pub struct Published {
     gateway: Gateway,
     relay: Option<Relay>,
     grant: Option<Grant>,
+    granted: Instant,
+    /// The pauses while hythe is gone.
+    gone: Pauses,
 }
 
 impl Published {
@@ -79,7 +87,7 @@ impl Published {
     async fn by(gateway: Gateway, wanted: Wanted) -> Result<Self, RefusedError> {
         let relay =
             wanted.is_for_one_address().then(|| Relay::new(wanted.host, wanted.container, wanted.protocol));
-        let mut published = Self { wanted, gateway, relay, grant: None };
+        let mut published = Self { wanted, gateway, relay, grant: None, granted: Instant::now(), gone: GONE };
         published.grant = Some(published.ask(FIRST_PATIENCE).await?);
         Ok(published)
     }
@@ -96,32 +104,46 @@ impl Published {
     /// Keeps it published. It can be dropped at any moment; what is being asked for then is not published.
     pub async fn keep(&mut self) -> Infallible {
         loop {
-            match &mut self.grant {
-                Some(grant) => match grant.ended().await {
-                    Ended::Unpublished => {
-                        log(&format!("{} was unpublished by the host's user", self.wanted.host));
-                        return std::future::pending().await;
-                    }
-                    Ended::Broken => self.grant = None,
-                },
-                None => self.grant = Some(self.ask_again().await),
+            let Some(grant) = &mut self.grant else {
+                let grant = self.ask_again().await;
+                self.grant = Some(grant);
+                self.granted = Instant::now();
+                continue;
+            };
+            let ended = grant.ended().await;
+            self.grant = None;
+            if ended == Ended::Unpublished {
+                log(&format!("{} was unpublished", self.wanted.host));
+                self.relay = None;
+                return std::future::pending().await;
+            }
+            // One that grants and breaks at once is not asked without end.
+            if self.granted.elapsed() > LASTS {
+                self.gone = GONE;
             }
         }
     }
 
     async fn ask_again(&mut self) -> Grant {
-        let (mut gone, mut refused) = (GONE, REFUSED);
+        let mut refused = REFUSED;
+        self.gone.pause().await;
         loop {
             match self.ask(AGAIN_PATIENCE).await {
                 Ok(grant) => return grant,
                 Err(RefusedError::Ask(AskError::Refused(problem))) => {
                     log(&format!("{} is not published again: {}", self.wanted.host, problem.detail));
-                    gone = GONE;
+                    self.gone = GONE;
+                    refused.pause().await;
+                }
+                // hythe is there, and answers no guest: it was started anew without leave to publish.
+                Err(RefusedError::Ask(AskError::Nobody { error, .. }))
+                    if error.kind() == ErrorKind::ConnectionRefused =>
+                {
                     refused.pause().await;
                 }
                 Err(_) => {
                     refused = REFUSED;
-                    gone.pause().await;
+                    self.gone.pause().await;
                 }
             }
         }

@@ -1,28 +1,30 @@
 //! Serves a port that the Engine serves on one address of the guest only.
 //!
 //! ```text
-//! host 127.0.0.1:8001 ── hythe ── link's address:PORT ── this ── container:80          PORT is a random one
+//! host 127.0.0.1:8001 ── hythe ── link:PORT ── this ── container:80          PORT is a random one
 //! ```
 //! hythe's connections come over the guest's link, and the Engine lets nothing from there through to such a port: its rules
-//! name the address, and the real docker-proxy binds it. So a relay of this process's own listens on the link, and whoever
-//! comes there is led to the container.
-//!
-//! A port of the host's loopback is for that host's processes alone: who comes from another network than the link's, say from
-//! another container, is not served.
+//! name the address, and the real docker-proxy binds it. So a relay of this process's own listens on the link, whichever of its
+//! addresses hythe calls, and whoever comes there is led to the container. What comes by another interface, say from another
+//! container, does not come there (`SO_BINDTODEVICE`).
 
 mod datagrams;
 mod streams;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 
 use super::link::Link;
 use crate::policy::publish::PublishedProtocol;
+
+/// Clients that may wait to be accepted.
+const CLIENTS_WAITING: i32 = 1024;
 
 /// Why nothing can be relayed.
 #[derive(Debug, thiserror::Error)]
@@ -37,27 +39,8 @@ pub enum RelayError {
         host: SocketAddr,
     },
     /// The kernel refuses.
-    #[error("cannot listen at {at} in the guest: {error}")]
-    Listen {
-        /// Where.
-        at: IpAddr,
-        /// Why.
-        error: io::Error,
-    },
-}
-
-/// Where whoever comes is led, and who may come.
-#[derive(Clone, Debug)]
-struct Way {
-    container: SocketAddr,
-    /// The only networks from which somebody may come, if there are such.
-    only: Option<Link>,
-}
-
-impl Way {
-    fn is_for(&self, peer: SocketAddr) -> bool {
-        self.only.as_ref().is_none_or(|link| link.contains(peer.ip()))
-    }
+    #[error("cannot listen on the guest's link: {0}")]
+    Listen(#[from] io::Error),
 }
 
 /// A relay to one port of a container.
@@ -88,29 +71,47 @@ impl Relay {
         Self { host, container, protocol, serving: None }
     }
 
-    /// Serves at the link's address, if it does not yet; returns the port.
+    /// Serves on a link, if it does not yet; returns the port.
     pub async fn serve(&mut self, link: Link) -> Result<u16, RelayError> {
         if let Some(serving) = self.serving.as_ref().filter(|serving| serving.link == link) {
             return Ok(serving.port);
         }
-        let at = link.address(self.host.is_ipv6()).ok_or(RelayError::NoAddress { host: self.host })?;
-        let refused = |error| RelayError::Listen { at, error };
-        let way = Way { container: self.container, only: self.host.ip().is_loopback().then(|| link.clone()) };
-        let (port, task) = match self.protocol {
+        if !link.has(self.host.is_ipv6()) {
+            return Err(RelayError::NoAddress { host: self.host });
+        }
+        let socket = socket_on(&link, self.host.is_ipv6(), self.protocol)?;
+        let port = socket.local_addr()?.as_socket().map_or(0, |at| at.port());
+        let task = match self.protocol {
             PublishedProtocol::Tcp => {
-                let listener = TcpListener::bind((at, 0)).await.map_err(refused)?;
-                let port = listener.local_addr().map_err(refused)?.port();
-                (port, tokio::spawn(streams::serve(listener, way)))
+                socket.listen(CLIENTS_WAITING)?;
+                tokio::spawn(streams::serve(TcpListener::from_std(socket.into())?, self.container))
             }
             PublishedProtocol::Udp => {
-                let socket = UdpSocket::bind((at, 0)).await.map_err(refused)?;
-                let port = socket.local_addr().map_err(refused)?.port();
-                (port, tokio::spawn(datagrams::serve(Arc::new(socket), way)))
+                let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+                tokio::spawn(datagrams::serve(socket, self.container))
             }
         };
         self.serving = Some(Serving { link, port, task });
         Ok(port)
     }
+}
+
+/// A socket for what comes by an interface, on a random port.
+fn socket_on(link: &Link, is_ipv6: bool, protocol: PublishedProtocol) -> io::Result<Socket> {
+    let (domain, any): (_, IpAddr) = if is_ipv6 {
+        (Domain::IPV6, Ipv6Addr::UNSPECIFIED.into())
+    } else {
+        (Domain::IPV4, Ipv4Addr::UNSPECIFIED.into())
+    };
+    let kind = if protocol == PublishedProtocol::Tcp { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(domain, kind, None)?;
+    if is_ipv6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind_device(Some(link.name().as_bytes()))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::new(any, 0).into())?;
+    Ok(socket)
 }
 
 /// A connection takes two descriptors, and shells leave a process a thousand.

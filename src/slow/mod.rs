@@ -152,7 +152,12 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
         let dns = slow.dns.clone();
         async move { dns.run().await }
     });
-    let network = Rc::new(network::Network::new(slow.current.clone(), slow.events.clone(), has_default));
+    let network = Rc::new(network::Network::new(
+        slow.current.clone(),
+        slow.events.clone(),
+        slow.dns.clone(),
+        has_default,
+    ));
     let mut default_routes = network.default_routes();
     spawn_local(async move {
         let error = network.follow(network_watch).await;
@@ -265,7 +270,7 @@ impl Slow {
             parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
         let ports = ports::Publishing::new(parts.ports, parts.workers.clone());
         let events: Rc<events::Events> = Rc::default();
-        let api = Rc::new(api::Api::new(parts.api, ports.clone(), events.clone()));
+        let api = Rc::new(api::Api::new(parts.api, ports.clone(), events.clone(), dns.clone()));
         let to_guest = ToGuest {
             workers: parts.workers,
             addresses: parts.addresses,

@@ -5,7 +5,7 @@
 //!                │                 those that went and stay away: connections from them are reset
 //!                ├──▶ routes       one that overlaps the guest's subnet is told; default routes: the guest's router is one
 //!                │                 for IPv6 where the host has one
-//!                └──▶ all          one line of the log, one event
+//!                └──▶ all          one line of the log, one event; answers of resolvers are forgotten
 //! ```
 //! Nothing polls. News that comes while the last is worked on is taken together, and looks have a pause between them: a storm of
 //! changes costs as much as its length, and not as its number.
@@ -23,9 +23,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::current_addresses::CurrentAddresses;
+use super::dns::Dns;
 use super::events::Events;
 use super::readable::ReadableWatch;
 use crate::control::shapes::Event;
@@ -34,6 +35,9 @@ use crate::netlink::{NetworkWatch, News};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// After a failure.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// An address that is back within this time was not gone: some programs remove what they are about to set.
 const GRACE: Duration = Duration::from_millis(250);
@@ -47,6 +51,7 @@ fn missing(of: &[Address], among: &[Address]) -> Vec<Address> {
 pub struct Network {
     current: Rc<CurrentAddresses>,
     events: Rc<Events>,
+    dns: Dns,
     /// Whether the host has default routes: of IPv4, of IPv6.
     has_default: watch::Sender<[bool; 2]>,
     /// Overlaps that were told.
@@ -55,8 +60,9 @@ pub struct Network {
 
 impl Network {
     /// Follows on from the start, when the host had these default routes.
-    pub fn new(current: Rc<CurrentAddresses>, events: Rc<Events>, has_default: [bool; 2]) -> Self {
-        Self { current, events, has_default: watch::Sender::new(has_default), overlaps: RefCell::default() }
+    pub fn new(current: Rc<CurrentAddresses>, events: Rc<Events>, dns: Dns, has_default: [bool; 2]) -> Self {
+        let has_default = watch::Sender::new(has_default);
+        Self { current, events, dns, has_default, overlaps: RefCell::default() }
     }
 
     /// Whether the host has default routes, and when that changes.
@@ -64,31 +70,47 @@ impl Network {
         self.has_default.subscribe()
     }
 
-    /// Runs for ever; returns only when changes cannot be learnt any more, with the reason.
+    /// Runs for ever; returns only when nothing can be learnt at all, with the reason.
     pub async fn follow(&self, watch: NetworkWatch) -> io::Error {
-        let Err(error) = self.try_follow(watch).await;
-        error
-    }
-
-    async fn try_follow(&self, watch: NetworkWatch) -> io::Result<std::convert::Infallible> {
-        let mut watch = ReadableWatch::new(watch)?;
+        let mut watch = match ReadableWatch::new(watch) {
+            Ok(watch) => watch,
+            Err(error) => return error,
+        };
         // Also before the first change: everything was read when nobody watched.
         let mut news = News { lost: true, ..News::default() };
         loop {
-            if news.addresses > 0 || news.lost {
-                self.set_addresses(watch.get().addresses()?, std::mem::take(&mut news.removed)).await;
-            }
-            if news.default_route || news.lost {
-                let network = watch.get().network()?;
-                self.set_default_routes(network.has_default);
-                network.networks.iter().for_each(|route| self.check_overlap(*route));
-            }
-            news.new_routes.iter().for_each(|route| self.check_overlap(*route));
-            sleep(PAUSE).await;
-            watch.changed().await?;
-            news = watch.get().news()?;
+            let begun = Instant::now();
+            let looked = self.look(watch.get(), &mut news).await;
+            // Where there is very much to read, others have as much time.
+            sleep(PAUSE.max(begun.elapsed())).await;
+            let next = match looked {
+                Ok(()) => watch.changed().await.and_then(|()| watch.get().news()),
+                Err(error) => Err(error),
+            };
+            news = match next {
+                Ok(news) => news,
+                Err(error) => {
+                    tracing::warn!(%error, "the host's network cannot be read; trying again");
+                    sleep(AGAIN).await;
+                    News { lost: true, ..News::default() }
+                }
+            };
             self.tell(&news);
         }
+    }
+
+    /// Takes over what has changed.
+    async fn look(&self, watch: &mut NetworkWatch, news: &mut News) -> io::Result<()> {
+        if news.addresses > 0 || news.lost {
+            self.set_addresses(watch.addresses()?, std::mem::take(&mut news.removed)).await;
+        }
+        if news.default_route || news.link_lost || news.lost {
+            let network = watch.network()?;
+            self.set_default_routes(network.has_default);
+            network.networks.iter().for_each(|route| self.check_overlap(*route));
+        }
+        news.new_routes.iter().for_each(|route| self.check_overlap(*route));
+        Ok(())
     }
 
     fn tell(&self, news: &News) {
@@ -108,6 +130,7 @@ impl Network {
             let ips = |of: &[Address]| of.iter().map(|address| address.ip()).collect::<Vec<IpAddr>>();
             let (added, removed) = (ips(&added), ips(&removed));
             tracing::info!(?added, ?removed, "the host's addresses have changed");
+            self.dns.forget_answers();
             self.current.change(|addresses| addresses.own = own).await;
             self.events.tell(Event::Addresses { added, removed });
         }
@@ -115,9 +138,13 @@ impl Network {
             let current = self.current.clone();
             spawn_local(async move {
                 sleep(GRACE).await;
-                let gone = missing(&went, &current.get().own);
-                if !gone.is_empty() {
-                    current.tell_gone(&Arc::from(gone)).await;
+                // Twice: a connection may be on its way from one worker to another, or waits to be accepted.
+                for _ in 0..2 {
+                    let gone = missing(&went, &current.get().own);
+                    if !gone.is_empty() {
+                        current.tell_gone(&Arc::from(gone)).await;
+                    }
+                    sleep(AGAIN).await;
                 }
             });
         }
@@ -128,6 +155,7 @@ impl Network {
         if changed {
             let [ipv4, ipv6] = now;
             tracing::info!(ipv4, ipv6, "the host's default routes have changed");
+            self.dns.forget_answers();
             self.events.tell(Event::DefaultRoutes { ipv4, ipv6 });
         }
     }

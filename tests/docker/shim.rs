@@ -77,13 +77,15 @@ impl Stage {
     }
 
     fn accept(&self) -> Asked {
-        let (stream, _) = self.gateway.accept().unwrap();
+        self.gateway.set_nonblocking(true).unwrap();
+        let (stream, _) = wait_for("the program to ask", || self.gateway.accept().ok());
+        stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut reader = BufReader::new(&stream);
         let mut length = 0;
         loop {
             let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
+            assert!(reader.read_line(&mut line).unwrap() > 0, "the program has ended the connection");
             if let Some(value) = line.strip_prefix("content-length: ") {
                 length = value.trim().parse().unwrap();
             }
@@ -112,7 +114,9 @@ impl Asked {
     /// Waits until the program has ended the connection.
     fn expect_end(mut self) {
         let mut rest = Vec::new();
-        let _ = self.stream.read_to_end(&mut rest);
+        let ended = self.stream.read_to_end(&mut rest);
+        let is_reset = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+        assert!(ended.as_ref().err().is_none_or(is_reset), "{ended:?}");
         assert!(rest.is_empty());
     }
 }

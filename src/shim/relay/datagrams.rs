@@ -10,9 +10,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
-
-use super::Way;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// Clients at a time; for one more, the one that was silent for longest goes.
 const CLIENTS_MAX: usize = 1024;
@@ -35,11 +33,12 @@ impl Drop for Client {
 }
 
 /// Serves until it is dropped.
-pub async fn serve(socket: Arc<UdpSocket>, way: Way) {
+pub async fn serve(socket: Arc<UdpSocket>, container: SocketAddr) {
     let start = Instant::now();
     let mut clients: HashMap<SocketAddr, Client> = HashMap::new();
     let mut datagram = vec![0; DATAGRAM_MAX];
-    let mut sweep = tokio::time::interval(IDLE / 3);
+    let mut sweep = interval(IDLE / 3);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut datagram) => received,
@@ -51,13 +50,10 @@ pub async fn serve(socket: Arc<UdpSocket>, way: Way) {
         };
         // An error is one of an answer that could not be delivered.
         let Ok((length, peer)) = received else { continue };
-        if !way.is_for(peer) {
-            continue;
-        }
         if !clients.contains_key(&peer) {
             make_room(&mut clients);
             // Without a descriptor the datagram is lost, as datagrams may be.
-            let Ok(client) = Client::new(&socket, peer, way.container, start).await else { continue };
+            let Ok(client) = Client::new(&socket, peer, container, start).await else { continue };
             clients.insert(peer, client);
         }
         if let Some(client) = clients.get(&peer) {

@@ -1,6 +1,7 @@
 //! TCP: each end of a conversation ends by itself, and a reset is one on both sides.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-
-use super::Way;
 
 /// Conversations at a time; who comes after waits. Each has two buffers.
 const CONVERSATIONS_MAX: usize = 1024;
@@ -22,19 +21,14 @@ const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until it is dropped. Conversations that have begun go on.
-pub async fn serve(listener: TcpListener, way: Way) {
+pub async fn serve(listener: TcpListener, container: SocketAddr) {
     let seats = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
     loop {
         let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
-        let Ok((client, peer)) = listener.accept().await else {
+        let Ok((client, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        if !way.is_for(peer) {
-            reset(&client);
-            continue;
-        }
-        let container = way.container;
         tokio::spawn(async move {
             let mut client = client;
             if converse(&mut client, container).await.is_err() {
@@ -45,7 +39,7 @@ pub async fn serve(listener: TcpListener, way: Way) {
     }
 }
 
-async fn converse(client: &mut TcpStream, container: std::net::SocketAddr) -> io::Result<()> {
+async fn converse(client: &mut TcpStream, container: SocketAddr) -> io::Result<()> {
     let connected = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(container)).await;
     let mut server = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     for stream in [&*client, &server] {

@@ -21,6 +21,7 @@ mod held;
 mod list;
 mod presence;
 mod problem;
+mod records;
 mod router;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 
+use super::dns::Dns;
 use super::events::Events;
 use super::ports::Publishing;
 use super::ports::table::Publisher;
@@ -140,10 +142,10 @@ impl Seats {
 
 impl Api {
     /// What answers callers about these ports.
-    pub fn new(settings: Settings, publishing: Rc<Publishing>, events: Rc<Events>) -> Self {
+    pub fn new(settings: Settings, publishing: Rc<Publishing>, events: Rc<Events>, dns: Dns) -> Self {
         let Settings { about, guest, connections, guest_connections } = settings;
         Self {
-            router: Rc::new(Router::new(publishing, events, about, guest)),
+            router: Rc::new(Router::new(publishing, events, dns, about, guest)),
             host: Seats::new(connections),
             guest: Seats::new(guest_connections),
         }

@@ -8,6 +8,7 @@
 //! DELETE /v1/ports?spec=SPEC&…     all of them, or none
 //! GET    /v1/ports/ID
 //! DELETE /v1/ports/ID
+//! /v1/dns, /services/dns/…         see [`super::records`]
 //! /services/forwarder/…            see [`super::forwarder`]
 //! ```
 //! A page that a browser in the guest shows is not the guest: requests that tell where they come from (`Origin`) are refused, and so are
@@ -28,10 +29,12 @@ use super::forwarder;
 use super::held::Lasting;
 use super::list::{Answer, List};
 use super::problem::Refusal;
+use super::records;
 use super::{About, Caller};
 use crate::control::shapes::{BODY_MAX, Code, Port, Ports, Publish, REMOVED_MAX, SPECS_MAX, Status};
 use crate::policy::guest_api::GuestApi;
 use crate::policy::publish::{self, PublishRequest};
+use crate::slow::dns::Dns;
 use crate::slow::events::Events;
 use crate::slow::ports::table::Publisher;
 use crate::slow::ports::{Published, Publishing, Removal, Turn};
@@ -50,6 +53,7 @@ const NOT_THE_GUEST: &str = "the guest may not publish ports (hythe --guest-api 
 pub struct Router {
     publishing: Rc<Publishing>,
     events: Rc<Events>,
+    dns: Dns,
     about: About,
     /// What the guest may ask.
     guest: GuestApi,
@@ -60,6 +64,9 @@ enum Resource {
     Forwarder(forwarder::Call),
     Status,
     Events,
+    Records,
+    Zones,
+    AddZone,
     Ports,
     Port(u32),
 }
@@ -67,6 +74,9 @@ enum Resource {
 impl Resource {
     fn at(path: &str) -> Option<Self> {
         match path {
+            "/v1/dns" => Some(Self::Records),
+            "/services/dns/all" => Some(Self::Zones),
+            "/services/dns/add" => Some(Self::AddZone),
             "/v1/events" => Some(Self::Events),
             "/v1/status" => Some(Self::Status),
             "/v1/ports" => Some(Self::Ports),
@@ -82,8 +92,9 @@ impl Resource {
     fn methods(&self) -> &'static str {
         match self {
             Self::Forwarder(call) => call.method(),
-            Self::Status | Self::Events => "GET",
-            Self::Ports => "GET, POST, DELETE",
+            Self::Status | Self::Events | Self::Zones => "GET",
+            Self::AddZone => "POST",
+            Self::Records | Self::Ports => "GET, POST, DELETE",
             Self::Port(_) => "GET, DELETE",
         }
     }
@@ -93,8 +104,14 @@ type Answered = Result<Response<Answer>, Refusal>;
 
 impl Router {
     /// A router for the ports of one hythe.
-    pub fn new(publishing: Rc<Publishing>, events: Rc<Events>, about: About, guest: GuestApi) -> Self {
-        Self { publishing, events, about, guest }
+    pub fn new(
+        publishing: Rc<Publishing>,
+        events: Rc<Events>,
+        dns: Dns,
+        about: About,
+        guest: GuestApi,
+    ) -> Self {
+        Self { publishing, events, dns, about, guest }
     }
 
     /// Answers a request of a caller.
@@ -121,12 +138,18 @@ impl Router {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Code::UnknownPath,
-                "nothing is here; there are /v1/ports, /v1/status, /v1/events and /services/forwarder/",
+                "nothing is here; there are /v1/ports, /v1/dns, /v1/status, /v1/events and /services/",
             ));
         };
         let method = request.method().clone();
         if resource.methods().split(", ").all(|known| known != method) {
             return Err(Refusal::method(resource.methods()));
+        }
+        let is_hosts =
+            matches!(resource, Resource::Events | Resource::Records | Resource::Zones | Resource::AddZone);
+        if is_hosts && caller.publisher == Publisher::Guest {
+            let detail = "this is the host's, and not the guest's to know or to change";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail));
         }
         if let Resource::Forwarder(call) = resource {
             return Ok(self.forward(call, caller, request).await);
@@ -137,15 +160,27 @@ impl Router {
         let publisher = caller.publisher;
         match (resource, method) {
             (Resource::Status, Method::GET) => Ok(json(StatusCode::OK, &self.status(publisher))),
-            (Resource::Events, Method::GET) if publisher == Publisher::Guest => {
-                let detail = "what happens on the host is not the guest's to know";
-                Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail))
-            }
             (Resource::Events, Method::GET) => {
                 let events = Following::new(self.events.listen(), caller.presence.clone());
                 let mut response = Response::new(Answer::Events(events));
                 response.headers_mut().insert(CONTENT_TYPE, LINES);
                 Ok(response)
+            }
+            (Resource::Records, Method::GET) => Ok(json(StatusCode::OK, &records::all(&self.dns))),
+            (Resource::Records, Method::POST) => {
+                let body = json_body(request).await?;
+                Ok(json(StatusCode::CREATED, &records::add(&self.dns, &body)?))
+            }
+            (Resource::Records, Method::DELETE) => {
+                let query = request.uri().query().unwrap_or_default();
+                Ok(json(StatusCode::OK, &records::remove(&self.dns, query)?))
+            }
+            (Resource::Zones, Method::GET) => Ok(json(StatusCode::OK, &records::zones(&self.dns))),
+            (Resource::AddZone, Method::POST) => {
+                Ok(forwarder::response(match body(request.into_body()).await {
+                    Ok(bytes) => records::add_zone(&self.dns, &bytes),
+                    Err(refusal) => Err(refusal.detail().to_string()),
+                }))
             }
             (Resource::Ports, Method::GET) => {
                 Ok(list(StatusCode::OK, List::of_table(self.publishing.clone(), publisher)))
@@ -227,11 +262,7 @@ impl Router {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if !is_json(&request) {
-            let detail = "the body is to be JSON: content-type: application/json";
-            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
-        }
-        let bytes = body(request.into_body()).await?;
+        let bytes = json_body(request).await?;
         let turn = self.publishing.turn(caller.publisher).await;
         let Publish { publish: specs, while_connected } =
             serde_json::from_slice(&bytes).map_err(|error| {
@@ -304,6 +335,19 @@ fn is_json<B>(request: &Request<B>) -> bool {
     let Some(media_type) = request.headers().get(CONTENT_TYPE) else { return true };
     let essence = media_type.to_str().ok().and_then(|text| text.split(';').next());
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// The whole body of a request whose body is JSON, by its media type.
+async fn json_body<B>(request: Request<B>) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if !is_json(&request) {
+        let detail = "the body is to be JSON: content-type: application/json";
+        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::MediaType, detail));
+    }
+    body(request.into_body()).await
 }
 
 /// The whole body, if it is short enough and comes soon enough.

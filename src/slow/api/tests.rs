@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -18,6 +19,7 @@ use super::{About, Caller, connection};
 use crate::control::shapes::BODY_MAX;
 use crate::host::engine::EngineKind;
 use crate::policy::guest_api::{GuestApi, GuestBounds};
+use crate::slow::dns::{self, Dns};
 use crate::slow::ports::Publishing;
 use crate::slow::ports::table::{Publisher, Table};
 use crate::slow::ports::tests::{Bench, free_ports};
@@ -34,7 +36,11 @@ fn router_for(publishing: &Rc<Publishing>, guest: GuestApi) -> Rc<Router> {
         guest: vec!["192.168.65.3".parse().unwrap()],
         gateway: vec!["192.168.65.1".parse().unwrap()],
     };
-    Rc::new(Router::new(publishing.clone(), Rc::default(), about, guest))
+    Rc::new(Router::new(publishing.clone(), Rc::default(), dns(), about, guest))
+}
+
+fn dns() -> Dns {
+    Dns::new(dns::Settings::default(), &crate::slow::neighbours::tests::addresses(), Arc::default()).unwrap()
 }
 
 /// Somebody at the other end of a stream.
@@ -445,6 +451,47 @@ fn ports_are_forwarded_in_gvproxys_words() {
 }
 
 #[test]
+fn names_are_added_told_and_removed_by_the_host_alone() {
+    Bench::for_guest(bounds()).run(async |publishing| {
+        let router = router(&publishing);
+        let record = json!({"name": "db.test", "addresses": ["10.0.0.5", "fd00::5"]});
+        let added = ask(&router, "POST", "/v1/dns", &record).await;
+        assert_eq!((added.status, &added.body), (201, &record));
+        let zone = json!({"Name": "apps.test.", "Records": [{"Name": "www", "IP": "10.0.0.6"}], "DefaultIP": "10.0.0.7"});
+        let added = ask_with(&router, Publisher::Host, "POST", "/services/dns/add", "x/y", zone.to_string()).await;
+        assert_eq!((added.status, &added.body), (200, &json!("")));
+        let all = ask(&router, "GET", "/v1/dns", &json!(null)).await;
+        let names: Vec<_> = all.body["records"].as_array().unwrap().iter().map(|record| record["name"].clone()).collect();
+        assert_eq!(all.status, 200);
+        for name in ["db.test", "*.apps.test", "www.apps.test"] {
+            assert!(names.contains(&json!(name)), "{names:?}");
+        }
+        let zones = ask(&router, "GET", "/services/dns/all", &json!(null)).await;
+        let default = zones.body.as_array().unwrap().iter().find(|zone| zone["DefaultIP"] == "10.0.0.7").unwrap();
+        assert_eq!(default["Name"], "apps.test");
+        for (method, target, body, status) in [
+            ("POST", "/v1/dns", json!({"name": "a..b"}), 422),
+            ("POST", "/v1/dns", json!({"name": "a.b", "addresses": ["x"]}), 400),
+            ("POST", "/v1/dns", json!({"name": "a.b", "more": 1}), 400),
+            ("DELETE", "/v1/dns?name=nobody.test", json!(null), 404),
+            ("DELETE", "/v1/dns", json!(null), 400),
+            ("DELETE", "/v1/dns?name=db.test&address=x", json!(null), 400),
+            ("PUT", "/v1/dns", json!(null), 405),
+            ("POST", "/services/dns/add", json!({"Name": "x.test.", "Records": [{"Name": "a", "IP": "x"}]}), 500),
+            ("POST", "/services/dns/add", json!({"Name": "x.test.", "Records": [{"Regexp": ".*", "IP": "10.0.0.1"}]}), 500),
+        ] {
+            assert_eq!(ask(&router, method, target, &body).await.status, status, "{method} {target} {body}");
+            assert_eq!(guest_asks(&router, method, target, &body).await.status, if status == 405 { 405 } else { 403 });
+        }
+        let removed = ask(&router, "DELETE", "/v1/dns?name=db.test&address=10.0.0.5", &json!(null)).await;
+        assert_eq!(removed.status, 200);
+        assert!(removed.body.to_string().contains("fd00::5") && !removed.body.to_string().contains("10.0.0.5"));
+        assert_eq!(ask(&router, "DELETE", "/v1/dns?name=db.test", &json!(null)).await.status, 200);
+        assert_eq!(ask(&router, "DELETE", "/v1/dns?name=db.test", &json!(null)).await.status, 404);
+    });
+}
+
+#[test]
 fn a_page_in_a_browser_asks_nothing() {
     Bench::for_guest(bounds()).run(async |publishing| {
         let (origin, host) = (("origin", "http://example.org"), "host");
@@ -592,7 +639,7 @@ proptest! {
     #[test]
     fn no_request_is_answered_but_as_documented(
         method in prop_oneof![Just("GET"), Just("POST"), Just("DELETE"), Just("PUT"), Just("OPTIONS")],
-        path in prop_oneof!["/v1/ports", "/services/forwarder/(all|expose|x)", "/v1/ports/[0-9a-z%]{0,6}", "/v1/status", "/[!-~&&[^?#]]{0,20}"],
+        path in prop_oneof!["/v1/ports", "/v1/dns", "/services/dns/(all|add)", "/services/forwarder/(all|expose|x)", "/v1/ports/[0-9a-z%]{0,6}", "/v1/status", "/[!-~&&[^?#]]{0,20}"],
         query in "(\\?[a-z]{0,4}=[0-9a-z:%&+]{0,12})?",
         body in bytes(),
     ) {
@@ -603,7 +650,7 @@ proptest! {
         });
         prop_assert!([200, 400, 404, 405, 413, 415, 422, 500, 503].contains(&answered.status), "{answered:?}");
         if answered.media_type.starts_with("text/plain") {
-            prop_assert!(path.starts_with("/services/forwarder/") && [200, 500].contains(&answered.status));
+            prop_assert!(path.starts_with("/services/") && [200, 500].contains(&answered.status));
             return Ok(());
         }
         prop_assert_ne!(answered.status, 500);

@@ -47,7 +47,8 @@ fn parse(text: &str, link: &Addresses) -> AddressTable {
         let mut words = line.split_ascii_whitespace();
         let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
         let mut is_first = true;
-        for word in words {
+        // hosts(5) knows no names that stand for others.
+        for word in words.filter(|word| !word.starts_with('*')) {
             let Ok(name) = word.parse::<DomainName>() else { continue };
             if names == NAMES_MAX {
                 warn!(names, "the hosts file has more names than count");

@@ -334,6 +334,11 @@ impl Dns {
             true
         });
         self.0.hosts.replace(hosts_of(&self.0.settings, &self.0.link));
+        self.forget_answers();
+    }
+
+    /// What resolvers said was true of another network: a VPN's names are others, whoever is asked.
+    pub fn forget_answers(&self) {
         self.0.cache.borrow_mut().clear();
     }
 

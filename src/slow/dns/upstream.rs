@@ -54,6 +54,14 @@ struct Line {
     uses: u8,
 }
 
+impl Line {
+    /// Whether nothing came since its last answer. What came is no answer to the next query: somebody guesses, or the network
+    /// has changed.
+    fn is_quiet(&self) -> bool {
+        matches!(recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT), Err(nix::Error::EAGAIN))
+    }
+}
+
 /// An exchange under way.
 struct UnderWay<'u>(&'u Upstream);
 
@@ -140,7 +148,7 @@ impl Upstream {
     fn take_spare(&self, server: SocketAddr) -> Option<Line> {
         let mut spare = self.spare.borrow_mut();
         let lines = spare.get_mut(&server)?;
-        std::iter::from_fn(|| lines.pop()).find(|line| line.opened.elapsed() < AGE_MAX)
+        std::iter::from_fn(|| lines.pop()).find(|line| line.opened.elapsed() < AGE_MAX && line.is_quiet())
     }
 
     fn keep_spare(&self, server: SocketAddr, line: Line) {

@@ -34,7 +34,11 @@ impl Departed {
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// The host has these addresses no more.
     pub(in crate::worker) fn addresses_gone(&mut self, gone: &[Address]) {
-        self.departed.addresses.extend(gone);
+        for address in gone {
+            if !self.departed.addresses.contains(address) {
+                self.departed.addresses.push(*address);
+            }
+        }
         self.departed.next = 0;
     }
 
