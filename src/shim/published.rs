@@ -95,7 +95,7 @@ impl Published {
     async fn ask(&mut self, patience: Duration) -> Result<Grant, RefusedError> {
         let stream = self.gateway.connect(patience).await?;
         let guest_port = match &mut self.relay {
-            Some(relay) => relay.serve(link_of(&stream).map_err(RefusedError::Link)?).await?,
+            Some(relay) => relay.serve(link_of(&stream).map_err(RefusedError::Link)?)?,
             None => self.wanted.host.port(),
         };
         Ok(gateway::publish(stream, self.wanted.specification(guest_port)).await?)

@@ -72,7 +72,7 @@ impl Relay {
     }
 
     /// Serves on a link, if it does not yet; returns the port.
-    pub async fn serve(&mut self, link: Link) -> Result<u16, RelayError> {
+    pub fn serve(&mut self, link: Link) -> Result<u16, RelayError> {
         if let Some(serving) = self.serving.as_ref().filter(|serving| serving.link == link) {
             return Ok(serving.port);
         }

@@ -20,10 +20,10 @@ fn link() -> Link {
 }
 
 /// What is published at the host's loopback, and leads to `container`: where it is served.
-async fn relay(container: SocketAddr, protocol: PublishedProtocol, is_ipv6: bool) -> (Relay, SocketAddr) {
+fn relay(container: SocketAddr, protocol: PublishedProtocol, is_ipv6: bool) -> (Relay, SocketAddr) {
     let host = SocketAddr::new(loopback(is_ipv6), 8001);
     let mut relay = Relay::new(host, container, protocol);
-    let port = relay.serve(link()).await.unwrap();
+    let port = relay.serve(link()).unwrap();
     (relay, SocketAddr::new(loopback(is_ipv6), port))
 }
 
@@ -31,7 +31,7 @@ async fn relay(container: SocketAddr, protocol: PublishedProtocol, is_ipv6: bool
 async fn each_end_of_a_conversation_ends_by_itself() {
     for is_ipv6 in [false, true] {
         let container = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Tcp, is_ipv6).await;
+        let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Tcp, is_ipv6);
         let mut client = TcpStream::connect(at).await.unwrap();
         let (mut server, _) = container.accept().await.unwrap();
         client.write_all(b"question").await.unwrap();
@@ -58,7 +58,7 @@ async fn each_end_of_a_conversation_ends_by_itself() {
 #[tokio::test]
 async fn a_reset_of_one_side_is_one_of_the_other() {
     let container = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Tcp, false).await;
+    let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Tcp, false);
     for server_resets in [true, false] {
         let client = TcpStream::connect(at).await.unwrap();
         let (server, _) = container.accept().await.unwrap();
@@ -73,7 +73,7 @@ async fn a_reset_of_one_side_is_one_of_the_other() {
 #[tokio::test]
 async fn a_container_that_does_not_listen_resets_its_clients() {
     let container = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let (_relay, at) = relay(container, PublishedProtocol::Tcp, false).await;
+    let (_relay, at) = relay(container, PublishedProtocol::Tcp, false);
     let mut client = TcpStream::connect(at).await.unwrap();
     let read = timeout(SOON, client.read(&mut [0; 8])).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -83,7 +83,7 @@ async fn a_container_that_does_not_listen_resets_its_clients() {
 async fn each_client_gets_the_answers_to_its_own_datagrams() {
     for is_ipv6 in [false, true] {
         let container = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Udp, is_ipv6).await;
+        let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Udp, is_ipv6);
         let mut clients = Vec::new();
         for number in 0..3u8 {
             let client = UdpSocket::bind((loopback(is_ipv6), 0)).await.unwrap();
@@ -108,7 +108,7 @@ async fn a_refused_datagram_does_not_end_the_conversation() {
     let container = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let place = container.local_addr().unwrap();
     drop(container);
-    let (_relay, at) = relay(place, PublishedProtocol::Udp, false).await;
+    let (_relay, at) = relay(place, PublishedProtocol::Udp, false);
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     client.send_to(b"lost", at).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -128,7 +128,7 @@ async fn a_refused_datagram_does_not_end_the_conversation() {
 #[tokio::test]
 async fn a_flood_of_clients_takes_a_bounded_number_of_sockets() {
     let container = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Udp, false).await;
+    let (_relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Udp, false);
     // Sockets that are connected to the container: the relay's, one a client.
     let port = format!(":{:04X} ", container.local_addr().unwrap().port());
     let sockets = || {
@@ -148,8 +148,8 @@ async fn a_flood_of_clients_takes_a_bounded_number_of_sockets() {
 #[tokio::test]
 async fn a_link_that_stays_keeps_its_port_and_whichever_of_its_addresses_is_called_serves() {
     let container = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (mut relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Tcp, false).await;
-    assert_eq!(relay.serve(link()).await.unwrap(), at.port());
+    let (mut relay, at) = relay(container.local_addr().unwrap(), PublishedProtocol::Tcp, false);
+    assert_eq!(relay.serve(link()).unwrap(), at.port());
     for address in ["127.0.0.1", "127.9.9.9"] {
         TcpStream::connect((address, at.port())).await.unwrap();
         timeout(SOON, container.accept()).await.unwrap().unwrap();
