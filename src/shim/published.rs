@@ -4,8 +4,8 @@
 //! asked ──▶ granted ──▶ unpublished by the host's user: that is that, and the container goes on
 //!              ▲ │
 //!              │ ▼ the connection breaks: hythe is gone
-//!            asked again, after 100 ms at most, then after longer and longer, up to 700 ms; where somebody is who answers
-//!              │ ▲         nobody, up to half a minute
+//!            asked again, after 100 ms at most, then after longer and longer, up to 700 ms; where somebody refuses to
+//!              │ ▲         talk for long, up to half a minute
 //!              │ ▲
 //!              ▼ │ refused: another has the port now
 //!            asked again, after 200 ms, then after longer and longer, up to half a minute
@@ -34,6 +34,9 @@ const AGAIN_PATIENCE: Duration = Duration::from_millis(700);
 const GONE: Pauses = Pauses { next: Duration::from_millis(100), longest: Duration::from_millis(700) };
 /// Between the attempts to get what was refused. At first it may be the killed hythe itself whose sockets the kernel has not closed.
 const REFUSED: Pauses = Pauses { next: Duration::from_millis(200), longest: Duration::from_secs(30) };
+
+/// So often nobody was there: half a minute, or more.
+const TURNED_AWAY_MAX: u32 = 60;
 
 /// A grant that lasts so long was no mistake.
 const LASTS: Duration = Duration::from_secs(5);
@@ -125,7 +128,7 @@ impl Published {
     }
 
     async fn ask_again(&mut self) -> Grant {
-        let mut refused = REFUSED;
+        let (mut refused, mut turned_away) = (REFUSED, 0);
         self.gone.pause().await;
         loop {
             match self.ask(AGAIN_PATIENCE).await {
@@ -135,13 +138,14 @@ impl Published {
                     self.gone = GONE;
                     refused.pause().await;
                 }
-                // hythe is there, and answers no guest: it was started anew without leave to publish.
+                // hythe is there, and answers no guest: it was started anew without leave to publish, so it seems.
                 Err(RefusedError::Ask(AskError::Nobody { error, .. }))
-                    if error.kind() == ErrorKind::ConnectionRefused =>
+                    if error.kind() == ErrorKind::ConnectionRefused && turned_away > TURNED_AWAY_MAX =>
                 {
                     refused.pause().await;
                 }
                 Err(_) => {
+                    turned_away += 1;
                     refused = REFUSED;
                     self.gone.pause().await;
                 }
