@@ -187,7 +187,11 @@ fn the_helper_of_an_attached_namespace_has_no_capability_left() {
     let (site, guest) = (Site::new(), Netns::new());
     let resident = Program::start(&guest, &["sleep", "1000"]);
     let hythe = start(&site).attach(&format!("--pid {}", resident.pid()), &guest);
-    let helpers = process::children(hythe.pid());
+    // The other child binds ports, in the host's namespace.
+    let children = process::children(hythe.pid());
+    assert_eq!(children.len(), 2);
+    let is_inside = |pid: &i32| process::netns_inode(*pid) == Some(guest.inode());
+    let helpers: Vec<i32> = children.into_iter().filter(is_inside).collect();
     assert_eq!(helpers.len(), 1);
     let status = fs::read_to_string(format!("/proc/{}/status", helpers[0])).unwrap();
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
