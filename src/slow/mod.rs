@@ -152,12 +152,8 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
         let dns = slow.dns.clone();
         async move { dns.run().await }
     });
-    let network = Rc::new(network::Network::new(
-        slow.current.clone(),
-        slow.events.clone(),
-        slow.dns.clone(),
-        has_default,
-    ));
+    let network =
+        network::Network::new(slow.current.clone(), slow.events.clone(), slow.dns.clone(), has_default);
     let mut default_routes = network.default_routes();
     spawn_local(async move {
         let error = network.follow(network_watch).await;

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::names::{SECOND, THIRD, site};
 use crate::rig::cell::{ANY, Cell, on_every_cell};
 use crate::rig::directory::Directory;
 use crate::rig::dns_server::DnsServer;
@@ -14,19 +15,6 @@ use crate::rig::netns::Netns;
 use crate::rig::nsd::Nsd;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::wait::wait_until;
-
-/// Further addresses of the far server, for further resolvers.
-const SECOND: &str = "198.51.100.2";
-const THIRD: &str = "198.51.100.3";
-
-fn site() -> Site {
-    let site = Site::new();
-    site.far.ip(&format!(
-        "addr add {SECOND}/32 dev lo
-         addr add {THIRD}/32 dev lo"
-    ));
-    site
-}
 
 /// hythe on a host whose resolver is the far server.
 fn asking_far(site: &Site, cell: Cell) -> Start<'_> {

@@ -13,10 +13,10 @@ use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::wait::wait_until;
 
 /// Further addresses of the far server, for further resolvers.
-const SECOND: &str = "198.51.100.2";
-const THIRD: &str = "198.51.100.3";
+pub const SECOND: &str = "198.51.100.2";
+pub const THIRD: &str = "198.51.100.3";
 
-fn site() -> Site {
+pub fn site() -> Site {
     let site = Site::new();
     site.far.ip(&format!(
         "addr add {SECOND}/32 dev lo

@@ -433,6 +433,7 @@ fn under_load<T: Send>(
     let (stop, served, exchanges) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let listener = guest.listen(Family::V4.any(), guest_port);
     socket2::SockRef::from(&listener).set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let begun = Instant::now();
     std::thread::scope(|scope| {
         // The server outlasts its clients: a connection that one of them has just made is still to be accepted.
         let ended = Stopper(&served);
@@ -454,7 +455,9 @@ fn under_load<T: Send>(
         }
         drop(ended);
         server.join().unwrap();
-        assert!(exchanges.load(Ordering::Relaxed) > 100, "there was no load");
+        let exchanges = exchanges.load(Ordering::Relaxed);
+        assert!(exchanges > 100, "there was no load");
+        println!("{:.0} exchanges a second", exchanges as f64 / begun.elapsed().as_secs_f64());
         done
     })
 }
@@ -563,6 +566,8 @@ fn a_thousand_callers_at_once_are_answered_in_bounded_memory() {
     // A list that is longer than a socket's buffer.
     control.publish(&["127.0.0.1:9000-11999:1-3000/udp"]).unwrap();
     let before = process::resident_kib(hythe.pid());
+    // To compare with.
+    under_load(&site, &hythe.guest, 7000, 70, || pause(Duration::from_secs(3)));
     under_load(&site, &hythe.guest, 7000, 70, || {
         let mut callers: Vec<UnixStream> =
             (0..1000).map(|_| UnixStream::connect(&control.path).unwrap()).collect();

@@ -21,7 +21,7 @@ use crate::slow::ports::table::{Place, Publisher};
 use crate::slow::ports::{Publishing, Removal};
 
 /// What all paths begin with.
-pub const PREFIX: &str = "/services/";
+pub const PREFIX: &str = "/services/forwarder/";
 
 /// What is shown of words that mean nothing, at the most.
 const SHOWN_MAX: usize = 128;
