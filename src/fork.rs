@@ -4,10 +4,32 @@
 //! parent's destructors.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork, getppid};
+
+/// A child that has nothing to finish, and ends with this.
+pub struct Process(Pid);
+
+impl Process {
+    /// A child of this process.
+    pub fn new(child: Pid) -> Self {
+        Self(child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may wait for a word that nobody can say any more. These fail only where there is no such child, which is as good.
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
+    }
+}
 
 /// In a child: what closes the parent's descriptors.
 pub struct Child(());
@@ -28,6 +50,15 @@ pub fn fork_child(live: impl FnOnce(&Child) -> u8) -> io::Result<Pid> {
 }
 
 impl Child {
+    /// Has the child live as long as its parent, under a name of its own.
+    pub fn live_as_long_as(&self, parent: Pid, name: &CStr) -> io::Result<()> {
+        // Signals of the terminal reach the whole process group; this ends when its parent does, and not before.
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+        nix::sys::prctl::set_name(name)?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    }
+
     /// Closes copies of descriptors that are the parent's alone.
     pub fn close(&self, parents: &[BorrowedFd<'_>]) {
         for end in parents {

@@ -7,6 +7,7 @@ pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod exchange;
 pub mod flow;
 pub mod fork;
@@ -19,6 +20,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod node;
 pub mod observe;
+pub mod pac;
 pub mod policy;
 pub mod port_broker;
 #[cfg(any(test, feature = "sim"))]

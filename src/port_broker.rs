@@ -14,15 +14,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
-use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 
 use crate::channel::{Channel, Message};
-use crate::fork::{Child, fork_child};
+use crate::fork::{Child, Process, fork_child};
 use crate::host::listen;
 use crate::policy::publish::PublishedProtocol;
 
@@ -94,29 +91,19 @@ impl Message for Bound {
 /// The broker, as hythe has it. One that does not answer as it should is not asked again.
 pub struct PortBroker(RefCell<Option<Channel>>);
 
-/// The broker's process, which ends with this.
-pub struct Process(Pid);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It has nothing to finish, and may wait for a word that nobody can say any more. These fail only where there is no such
-        // child, which is as good.
-        let _ = kill(self.0, Signal::SIGKILL);
-        let _ = waitpid(self.0, None);
-    }
-}
-
 impl PortBroker {
     /// Forks the broker. `limit` takes from it what it does not need; no other thread exists yet.
     pub fn start(limit: impl FnOnce() -> io::Result<()>) -> io::Result<(Self, Process)> {
         let (ours, theirs) = Channel::pair()?;
         let parent = Pid::this();
         let live = |child: &Child| {
-            let prepared = child.close_all_but(theirs.as_fd()).and_then(|()| prepare(parent));
+            let prepared = child
+                .close_all_but(theirs.as_fd())
+                .and_then(|()| child.live_as_long_as(parent, c"hythe-ports"));
             let lived = prepared.and_then(|()| limit()).and_then(|()| serve(&theirs));
             u8::from(lived.is_err())
         };
-        let process = Process(fork_child(live)?);
+        let process = Process::new(fork_child(live)?);
         let patience = TimeVal::new(PATIENCE.as_secs() as i64, i64::from(PATIENCE.subsec_micros()));
         setsockopt(&ours.as_fd(), sockopt::ReceiveTimeout, &patience)?;
         Ok((Self(RefCell::new(Some(ours))), process))
@@ -153,15 +140,6 @@ fn ask(
     let workers = u8::try_from(workers).map_err(io::Error::other)?;
     channel.send(&Bind { at, protocol, workers }, &[])?;
     channel.receive()?.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
-}
-
-/// Has the child live as long as its parent.
-fn prepare(parent: Pid) -> io::Result<()> {
-    // Signals of the terminal reach the whole process group; this ends when hythe does, and not before.
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
-    nix::sys::prctl::set_name(c"hythe-ports")?;
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
 fn serve(channel: &Channel) -> io::Result<()> {

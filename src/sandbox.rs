@@ -21,7 +21,7 @@ use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
 use crate::monitor::{session, sockets};
 use crate::observe::recorder;
-use crate::{exchange, port_broker, slow};
+use crate::{exchange, pac, port_broker, slow};
 
 /// What is given up could not be given up.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,10 @@ pub enum Thread {
     Main,
     /// The process that binds privileged ports.
     PortBroker,
+    /// The process that forks evaluators of PAC scripts.
+    PacStarter,
+    /// One of those.
+    PacEvaluator,
 }
 
 /// What memory, threads, logging and the runtime take, whatever a thread does.
@@ -164,20 +168,33 @@ fn system_calls(thread: Thread) -> Vec<c_long> {
                 slow::SYSTEM_CALLS,
                 slow::dns::SYSTEM_CALLS,
                 slow::api::SYSTEM_CALLS,
+                slow::proxy::SYSTEM_CALLS,
                 listen::SYSTEM_CALLS,
                 tcp::SYSTEM_CALLS,
                 options::SYSTEM_CALLS,
                 datagram::SYSTEM_CALLS,
                 exchange::SYSTEM_CALLS,
+                pac::SYSTEM_CALLS,
             ]
         }
         Thread::Main => vec![MAIN, exchange::SYSTEM_CALLS],
         Thread::Link => vec![session::SYSTEM_CALLS, sockets::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
         Thread::PortBroker => vec![port_broker::SYSTEM_CALLS],
+        Thread::PacStarter => vec![pac::STARTER_SYSTEM_CALLS],
+        Thread::PacEvaluator => vec![pac::EVALUATOR_SYSTEM_CALLS],
         Thread::Recorder => vec![recorder::SYSTEM_CALLS, exchange::SYSTEM_CALLS],
     };
     [RUNTIME].into_iter().chain(own).flatten().copied().collect()
 }
+
+/// Every namespace that a clone can make.
+const NEW_NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
 
 /// What the arguments of a call must be: any of these, or anything where there are none. Landlock does not see the
 /// sockets of other programs in the file system, nor what is not a file at all.
@@ -195,6 +212,19 @@ fn rules(thread: Thread, call: c_long) -> Result<Vec<SeccompRule>, SandboxError>
         libc::SYS_tgkill => vec![vec![is(0, std::process::id() as i32)]],
         _ => Vec::new(),
     };
+    if (call, thread) == (libc::SYS_prlimit64, Thread::PacEvaluator) {
+        rules = vec![vec![is(0, 0), is(1, libc::RLIMIT_CPU as i32)]];
+    }
+    if (call, thread) == (libc::SYS_clone, Thread::PacStarter) {
+        // A process, in the namespaces that this one is in; not a thread. The other flags are the C library's.
+        let others = libc::CLONE_VM | libc::CLONE_THREAD | NEW_NAMESPACES;
+        rules = vec![vec![SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::MaskedEq(others as u32 as u64),
+            0,
+        )]];
+    }
     if (call, thread) == (libc::SYS_socket, Thread::Link) {
         rules = vec![vec![is(0, libc::AF_UNIX), is_type(1, libc::SOCK_STREAM)]];
     }
@@ -270,6 +300,17 @@ mod tests {
         }
         let worker = system_calls(Thread::Worker(EngineKind::IoUring));
         assert!(!worker.contains(&libc::SYS_openat), "a worker opens no file");
+        let evaluator = system_calls(Thread::PacEvaluator);
+        let ways_out =
+            [libc::SYS_openat, libc::SYS_socket, libc::SYS_connect, libc::SYS_sendmsg, libc::SYS_kill];
+        for call in forbidden.into_iter().chain(ways_out) {
+            assert!(!evaluator.contains(&call), "a script may call {call}");
+        }
+        let starter = system_calls(Thread::PacStarter);
+        let forks = [libc::SYS_clone];
+        for call in forbidden.into_iter().chain([libc::SYS_openat, libc::SYS_socket]) {
+            assert!(!starter.contains(&call) || forks.contains(&call), "the starter may call {call}");
+        }
     }
 
     /// What becomes of a process that limits itself as a worker does and then makes a call; its status is the call's

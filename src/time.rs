@@ -45,6 +45,16 @@ impl Sub<Now> for Now {
     }
 }
 
+/// How long the machine has slept since it was started: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not.
+pub fn slept() -> Duration {
+    use nix::time::{ClockId, clock_gettime};
+    let read = |clock| clock_gettime(clock).map(Duration::from);
+    let (awake, in_all) = (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_BOOTTIME));
+    // Both exist on every Linux that hythe runs on. Read in this order the difference is never too small, and too large by the
+    // time between the readings.
+    in_all.unwrap_or_default().saturating_sub(awake.unwrap_or_default())
+}
+
 /// A point in time or none, in the room of the point alone: what many idle flows have several of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Alarm(u64);

@@ -7,8 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use hythe::frame::address::Endpoint;
 use hythe::sim::application::{Close, Pace, Reset, Script};
-use hythe::sim::plan::{Opening, Outcome as ConnectOutcome, S};
+use hythe::sim::plan::{DatagramPlan, Opening, Outcome as ConnectOutcome, S, Server};
 use hythe::sim::{Fault, Outcome, Plan, Tracing, run};
 
 /// Seeds of a plain run. Every planted bug must be caught within the first half of them.
@@ -151,6 +152,65 @@ fn an_established_connection_idle_for_ten_minutes_still_works() {
     assert!(outcome.time_ns > 600 * S, "{}", outcome.time_ns);
     // An idle flow costs memory only.
     assert!(outcome.passes < 100, "{} passes", outcome.passes);
+}
+
+/// A plan in which the clock jumps by nine hours, on a link that takes longer than a worker's next passes.
+fn with_a_night(mut plan: Plan, at_s: u64) -> Plan {
+    plan.wire.latency_ns = (30_000_000, 40_000_000);
+    plan.jump = Some((at_s * S, 9 * 3600 * S));
+    plan.horizon_ns += 9 * 3600 * S;
+    plan
+}
+
+#[test]
+fn a_night_ends_no_connection_and_brings_no_storm() {
+    // Idle when the night comes; with a guest that probes, too.
+    for keep_alive_ns in [None, Some(60 * S)] {
+        let mut plan = with_a_night(quiet_plan(script(2_000, 600 * S), script(2_000, 600 * S)), 100);
+        plan.connections[0].tcp.keep_alive_ns = keep_alive_ns;
+        let outcome = run(&plan, None, Tracing::Last(100));
+        assert_eq!(outcome.failure, None, "{}", outcome.trace.join("\n"));
+        assert_eq!(outcome.bytes, 4_000, "{}", outcome.trace.join("\n"));
+        assert!(outcome.time_ns > 9 * 3600 * S, "{}", outcome.time_ns);
+        assert!(outcome.frames_to_guest < 40, "{} frames", outcome.frames_to_guest);
+    }
+    // In the middle of a transfer, at any moment of it.
+    for seed in 0..20 {
+        let mut plan = with_a_night(quiet_plan(script(200_000, 0), script(200_000, 0)), 0);
+        plan.seed = seed;
+        plan.jump = Some((100_000_000 + seed * 20_000_000, 9 * 3600 * S));
+        let outcome = run(&plan, None, Tracing::Last(100));
+        assert_eq!(outcome.failure, None, "seed {seed}: {}", outcome.trace.join("\n"));
+        assert_eq!(outcome.bytes, 400_000, "seed {seed}: {}", outcome.trace.join("\n"));
+        assert!(outcome.time_ns > 9 * 3600 * S, "the night came too late: {}", outcome.time_ns);
+    }
+}
+
+#[test]
+fn mappings_end_in_a_night_and_datagrams_go_on() {
+    let echoes = |plan: &Plan| plan.datagrams.first().is_some_and(|one| one.server == Server::Echoes);
+    let model = (0..1_000).map(Plan::of_seed).find(echoes).map(|plan| plan.datagrams[0]).unwrap();
+    for echo in [false, true] {
+        let mut plan = quiet_plan(script(1, 0), script(1, 0));
+        plan.connections.clear();
+        let port = if echo { 0 } else { 4_000 };
+        let remote = Endpoint { port, ..model.remote };
+        plan.datagrams = vec![DatagramPlan {
+            start_ns: 0,
+            echo,
+            remote,
+            count: 6,
+            size: 100,
+            run: 1,
+            gap_ns: 20 * S,
+            ..model
+        }];
+        let plan = with_a_night(plan, 50);
+        let outcome = run(&plan, None, Tracing::Last(100));
+        assert_eq!(outcome.failure, None, "{}", outcome.trace.join("\n"));
+        assert_eq!(outcome.datagrams_back, 6);
+        assert_eq!(outcome.mappings_opened, 2, "before the night, and after it");
+    }
 }
 
 #[test]

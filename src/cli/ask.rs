@@ -1,4 +1,4 @@
-//! `hythe publish`, `unpublish` and `ports`: what is asked of a running hythe.
+//! `hythe publish`, `unpublish`, `ports` and `explain`: what is asked of a running hythe; and `hythe doctor`, of the host.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,9 +7,11 @@ use anyhow::Context;
 use hyper::Method;
 
 use crate::control::client::{AskError, ask};
+use crate::control::explanation::Explanation;
 use crate::control::place::Wanted;
 use crate::control::shapes::{Code, Port, Ports, Publish, Status};
 use crate::host::occupant::{self, Occupant};
+use crate::policy::destination::Asked;
 use crate::policy::publish::{self, HostPort};
 
 /// Publishes ports, and says where each is found.
@@ -45,6 +47,35 @@ pub fn ports(wanted: &Wanted, as_json: bool) -> anyhow::Result<u8> {
         print(&format!("{}\n", serde_json::to_string_pretty(&ports)?))?;
     } else {
         print(&lines(&ports.ports))?;
+    }
+    Ok(0)
+}
+
+/// Looks at the host.
+pub fn doctor(as_json: bool) -> anyhow::Result<u8> {
+    let report = crate::doctor::examine();
+    if as_json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+    } else {
+        print(&report.to_string())?;
+    }
+    Ok(u8::from(!report.can_run))
+}
+
+/// Tells what becomes of traffic to a destination.
+pub fn explain(wanted: &Wanted, destination: &str, as_json: bool) -> anyhow::Result<u8> {
+    // What means nothing is told without asking anybody.
+    let asked: Asked = destination.parse()?;
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("destination", &asked.to_string());
+    let target = format!("/v1/explain?{}", query.finish());
+    let answer = ask(&wanted.find()?, Method::GET, &target, None)?;
+    let explanation: Explanation =
+        serde_json::from_slice(&answer).context("the explanation is not understood")?;
+    if as_json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&explanation)?))?;
+    } else {
+        print(&explanation.to_string())?;
     }
     Ok(0)
 }
@@ -91,7 +122,8 @@ fn is_asked(path: &Path, process: &Occupant) -> bool {
     status.is_some_and(|status| status.pid == Some(process.pid))
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+/// Prints a text.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever closed it does not want to know more.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

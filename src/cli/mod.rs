@@ -2,6 +2,7 @@
 
 mod ask;
 mod guest;
+mod proxy;
 mod signals;
 mod vm;
 
@@ -73,6 +74,32 @@ enum Command {
         #[arg(required = true, value_name = "SPEC")]
         specs: Vec<String>,
     },
+    /// Show or change the proxy that the guest's connections go by
+    Proxy {
+        #[command(subcommand)]
+        action: proxy::Action,
+    },
+    /// Look whether hythe can run here, and what would make it better
+    ///
+    /// The exit status is 0 when it can, 1 when it cannot.
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what would become of the guest's traffic to a destination, and why
+    ///
+    /// Asked of a hythe that runs, so that it is what its guest gets.
+    Explain {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// A name or an address, with a port or without: DEST[:PORT][/tcp|udp]
+        #[arg(value_name = "DEST")]
+        destination: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the published ports of a hythe that runs, as docker port does
     Ports {
         #[command(flatten)]
@@ -100,6 +127,11 @@ impl Cli {
         let (options, target): (Box<Options>, Target) = match self.command {
             Command::Publish { wanted, specs } => return ask::publish(&wanted, specs),
             Command::Unpublish { wanted, specs } => return ask::unpublish(&wanted, &specs),
+            Command::Proxy { action } => return proxy::run(action),
+            Command::Doctor { json } => return ask::doctor(json),
+            Command::Explain { wanted, destination, json } => {
+                return ask::explain(&wanted, &destination, json);
+            }
             Command::Ports { wanted, json } => return ask::ports(&wanted, json),
             Command::Vm { options, monitor } => {
                 let options = options.with_file()?;

@@ -1,9 +1,13 @@
 //! What the user asked for, in words ([`Options`]: command line and TOML file) and checked ([`Config`]).
 
+mod desktop;
 mod options;
+mod outbound;
+pub mod proxy;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,6 +22,7 @@ use crate::policy::guest_api::{GuestApi, GuestBounds, port_range};
 use crate::policy::names::{self, NamePolicy};
 use crate::policy::publish::{self, PublishRequest};
 pub use options::{LogFormat, Options};
+pub use proxy::ProxyChoice;
 
 /// The gateway's MAC: locally administered, the same in every guest, so that a moved guest's cache stays right.
 pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
@@ -109,6 +114,10 @@ pub struct Config {
     pub publish: Vec<PublishRequest>,
     /// Which control socket it has.
     pub control: Wanted,
+    /// Which proxies there are.
+    pub proxy: ProxyChoice,
+    /// Whether each refusal by a rule is a line in the log.
+    pub egress_log: bool,
     /// What the guest may ask.
     pub guest_api: GuestApi,
     /// What it may publish.
@@ -175,6 +184,9 @@ impl Config {
         let guest_api = options.guest_api.unwrap_or_default();
         let guest_bounds = guest_bounds(&options)?;
         let names = names_of(&options)?;
+        let proxy = ProxyChoice::of(&options, &mut notes)?;
+        let egress = Arc::new(proxy::rules(&options)?);
+        let outbound = outbound::choose(&options, host)?;
         let control = Wanted { name: options.name, api: options.api };
         control.check()?;
         let workers = options.workers.unwrap_or_else(default_workers);
@@ -196,8 +208,12 @@ impl Config {
                 host_addresses: !options.no_host_addresses,
                 metadata: options.allow_metadata,
                 guest_api: guest_api != GuestApi::Off,
+                egress,
+                proxy: (!proxy.settings.is_off()).then(|| Arc::new(proxy.settings.clone())),
+                transparent: proxy.settings.transparent.clone(),
                 snat_from: options.snat_from,
                 own: host.own.clone(),
+                outbound,
             },
             guest_mac,
             mtu,
@@ -207,6 +223,8 @@ impl Config {
             names,
             publish,
             control,
+            proxy,
+            egress_log: options.egress_log,
             guest_api,
             guest_bounds,
             mirror_refusal: !options.always_listen,
@@ -481,7 +499,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_are_refused_with_what_to_do() {
         let options = Options::default;
-        for (options, expected) in [
+        for (options, expected) in vec![
             (Options { mtu: Some(1000), ..options() }, "--mtu 1000: must be from 1280"),
             (Options { workers: Some(0), ..options() }, "--workers 0: must be from 1 to 64"),
             (

@@ -8,12 +8,14 @@ use clap::Args;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::{ConfigError, proxy};
 use crate::frame::address::Mac;
 use crate::host::engine::EngineChoice;
 use crate::policy::UdpFiltering;
+use crate::policy::bypass::Bypass;
 use crate::policy::guest_api::GuestApi;
 use crate::policy::names::{self, AddressFilter, Entry, Server};
+use crate::policy::proxy::{PacFailure, PacSource, ProxyMode, ProxyUrl, TransparentPorts};
 
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
@@ -68,7 +70,7 @@ pub struct Options {
 
     /// The guest's MAC address
     #[arg(long, value_name = "MAC")]
-    #[serde(deserialize_with = "mac")]
+    #[serde(deserialize_with = "parsed")]
     pub mac: Option<Mac>,
 
     /// The name of the guest's interface [default: eth0]
@@ -109,6 +111,14 @@ pub struct Options {
     #[arg(long)]
     pub dns_log: bool,
 
+    /// Let what the guest sends leave the host by this interface, whatever the routes say
+    #[arg(long, value_name = "NAME")]
+    pub outbound_interface: Option<String>,
+
+    /// Let what the guest sends leave from this address of the host's (repeatable, one a family)
+    #[arg(long, value_name = "ADDR")]
+    pub outbound_address: Vec<IpAddr>,
+
     /// Do not let the guest reach the host's loopback
     #[arg(long)]
     pub no_host_loopback: bool,
@@ -120,6 +130,51 @@ pub struct Options {
     /// Let the guest reach the cloud's metadata service (169.254.169.254)
     #[arg(long)]
     pub allow_metadata: bool,
+
+    /// Where the guest's proxy comes from: the host's environment and desktop, nowhere, or the options that follow
+    #[arg(long, value_enum)]
+    pub proxy: Option<ProxyMode>,
+
+    /// The proxy for http: http://, https://, socks5:// or socks5h://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    #[serde(deserialize_with = "parsed")]
+    pub proxy_http: Option<ProxyUrl>,
+
+    /// The proxy for everything else
+    #[arg(long, value_name = "URL")]
+    #[serde(deserialize_with = "parsed")]
+    pub proxy_https: Option<ProxyUrl>,
+
+    /// Names, suffixes, addresses and networks that no proxy leads to, as in NO_PROXY
+    #[arg(long, value_name = "LIST")]
+    #[serde(deserialize_with = "parsed")]
+    pub proxy_bypass: Option<Bypass>,
+
+    /// A script that chooses the proxy (PAC): a path, or http://HOST/PATH
+    #[arg(long, value_name = "PAC")]
+    #[serde(deserialize_with = "parsed")]
+    pub proxy_pac: Option<PacSource>,
+
+    /// What becomes of connections about which the script has failed to say something [default: direct]
+    #[arg(long, value_enum)]
+    pub pac_failure: Option<PacFailure>,
+
+    /// What proxies are told that ask who calls: lines [HOST[:PORT] ]USER:PASSWORD
+    #[arg(long, value_name = "FILE")]
+    pub proxy_credentials_file: Option<PathBuf>,
+
+    /// Ports whose connections go by the proxy, and by rules about names; *: all [default: 80,443]
+    #[arg(long, value_name = "PORTS")]
+    #[serde(deserialize_with = "parsed")]
+    pub transparent_ports: Option<TransparentPorts>,
+
+    /// A rule about where the guest may go, the first that fits counts (repeatable): see docs/PROXY.md
+    #[arg(long, value_name = "RULE")]
+    pub egress: Vec<String>,
+
+    /// Log what rules refuse
+    #[arg(long)]
+    pub egress_log: bool,
 
     /// Show clients of these networks to the guest under the gateway's address (repeatable)
     #[arg(long, value_name = "CIDR")]
@@ -211,7 +266,12 @@ fn read_bounded(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn mac<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mac>, D::Error> {
+/// A value that the command line has as a word.
+fn parsed<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
@@ -219,6 +279,7 @@ fn mac<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mac>,
 impl Options {
     /// Adds what the file named by `--config` says and the command line does not.
     pub fn with_file(self) -> Result<Self, ConfigError> {
+        proxy::refuse_passwords(&self)?;
         let Some(path) = self.config.clone() else { return Ok(self) };
         let text =
             read_bounded(&path).map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
@@ -256,9 +317,21 @@ impl Options {
             dns_cache: self.dns_cache.or(other.dns_cache),
             dns_filter: self.dns_filter.or(other.dns_filter),
             dns_log: self.dns_log || other.dns_log,
+            outbound_interface: self.outbound_interface.or(other.outbound_interface),
+            outbound_address: either(self.outbound_address, other.outbound_address),
             no_host_loopback: self.no_host_loopback || other.no_host_loopback,
             no_host_addresses: self.no_host_addresses || other.no_host_addresses,
             allow_metadata: self.allow_metadata || other.allow_metadata,
+            proxy: self.proxy.or(other.proxy),
+            proxy_http: self.proxy_http.or(other.proxy_http),
+            proxy_https: self.proxy_https.or(other.proxy_https),
+            proxy_bypass: self.proxy_bypass.or(other.proxy_bypass),
+            proxy_pac: self.proxy_pac.or(other.proxy_pac),
+            pac_failure: self.pac_failure.or(other.pac_failure),
+            proxy_credentials_file: self.proxy_credentials_file.or(other.proxy_credentials_file),
+            transparent_ports: self.transparent_ports.or(other.transparent_ports),
+            egress: either(self.egress, other.egress),
+            egress_log: self.egress_log || other.egress_log,
             snat_from: either(self.snat_from, other.snat_from),
             udp_filtering: self.udp_filtering.or(other.udp_filtering),
             always_listen: self.always_listen || other.always_listen,

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::policy::proxy::{PacFailure, ProxyMode};
 use crate::policy::publish::Binding;
 
 /// The longest request body, in bytes.
@@ -81,6 +82,67 @@ pub struct Record {
 pub struct Records {
     /// By name.
     pub records: Vec<Record>,
+}
+
+/// Which proxy the guest's connections go by. No password is told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Proxy {
+    /// Who has said so.
+    pub mode: ProxyMode,
+    /// The proxy for http.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// The proxy for everything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https: Option<String>,
+    /// Where none leads, as in `NO_PROXY`.
+    pub bypass: String,
+    /// Where the script is that chooses one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pac: Option<String>,
+    /// What becomes of connections about which it fails to say something.
+    pub pac_failure: PacFailure,
+    /// The ports that go by it.
+    pub transparent_ports: String,
+}
+
+/// Which proxy they are to go by: what is not said is not there.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyChange {
+    /// The proxy for http: `http://`, `https://`, `socks5://` or `socks5h://`, with user and password if need be.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// The proxy for everything else.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub https: Option<String>,
+    /// Where none leads, as in `NO_PROXY`.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub bypass: Option<String>,
+    /// Where a script is that chooses one: `http://…`, or the path of [`Self::script`].
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub pac: Option<String>,
+    /// The script itself, where it is a file: the running hythe sees no files.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// What becomes of connections about which it fails to say something.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub pac_failure: Option<PacFailure>,
+    /// The ports that go by it; those of the start if it is not said.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub transparent_ports: Option<String>,
+    /// What proxies are told that ask who calls: lines `[HOST[:PORT] ]USER:PASSWORD`.
+    #[serde(default, deserialize_with = "there", skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
+}
+
+/// A value that is there: what is left out is none, and `null` is no value.
+fn there<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// What has changed around hythe. Several changes that come at once are told as one.

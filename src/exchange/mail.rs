@@ -146,6 +146,11 @@ pub enum ToWorker<S> {
         /// Its peer.
         peer: Endpoint,
     },
+    /// The stream is to end with a reset: the service will not have it, or has lost what was behind it.
+    Break {
+        /// The stream's slot at this worker.
+        stream: Slot,
+    },
     /// New addresses and rules.
     Addresses(Arc<Addresses>),
     /// The host has these addresses no more: what came from them is over.
@@ -156,14 +161,21 @@ pub enum ToWorker<S> {
     Stop,
 }
 
-/// A service that hythe itself offers to the guest over TCP.
+/// What hythe itself does for the guest over TCP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Service {
     /// DNS, on port 53 of the gateway.
     Dns,
     /// The control API, on port 80, where the guest may ask.
     Api,
+    /// An HTTP proxy, on port 3128.
+    Proxy,
+    /// None that the guest knows of: a stream to the world whose way depends on the name in its first bytes.
+    Through,
 }
+
+/// The gateway's port of the HTTP proxy.
+pub const PROXY_PORT: u16 = 3128;
 
 impl Service {
     /// The service on a TCP port of the gateway.
@@ -171,6 +183,7 @@ impl Service {
         match port {
             53 => Some(Self::Dns),
             80 if addresses.guest_api => Some(Self::Api),
+            PROXY_PORT => Some(Self::Proxy),
             _ => None,
         }
     }
@@ -201,6 +214,8 @@ pub enum ToSlow {
         socket: OwnedFd,
         /// Who opened it.
         guest: Endpoint,
+        /// What it wanted to reach.
+        remote: Endpoint,
     },
     /// A worker wants sockets that were opened in the guest's namespace.
     WantSockets {

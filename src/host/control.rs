@@ -16,6 +16,8 @@ pub struct SendControl {
     pub segment: Option<u16>,
     /// The local address to send from.
     pub local: Option<Address>,
+    /// The number of the interface to send by.
+    pub interface: Option<u32>,
 }
 
 /// What the kernel tells about one datagram.
@@ -62,20 +64,22 @@ pub fn write(message: &mut Message, v4: bool, control: &SendControl) {
     if let Some(segment) = control.segment {
         push(message, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
     }
-    match control.local {
-        Some(local) if v4 => {
-            // struct in_pktinfo: interface, the source to use, an address that is not read.
-            let mut info = [0; 12];
-            info[4..8].copy_from_slice(&local.v4_octets());
-            push(message, level, libc::IP_PKTINFO, &info);
-        }
-        Some(local) => {
-            // struct in6_pktinfo: the address, the interface.
-            let mut info = [0; 20];
-            info[..16].copy_from_slice(&local.octets());
-            push(message, level, libc::IPV6_PKTINFO, &info);
-        }
-        None => {}
+    if control.local.is_none() && control.interface.is_none() {
+        return;
+    }
+    let interface = control.interface.unwrap_or(0).to_ne_bytes();
+    if v4 {
+        // struct in_pktinfo: interface, the source to use, an address that is not read.
+        let mut info = [0; 12];
+        info[..4].copy_from_slice(&interface);
+        info[4..8].copy_from_slice(&control.local.map_or([0; 4], Address::v4_octets));
+        push(message, level, libc::IP_PKTINFO, &info);
+    } else {
+        // struct in6_pktinfo: the address, the interface.
+        let mut info = [0; 20];
+        info[..16].copy_from_slice(&control.local.map_or([0; 16], Address::octets));
+        info[16..].copy_from_slice(&interface);
+        push(message, level, libc::IPV6_PKTINFO, &info);
     }
 }
 
@@ -144,6 +148,7 @@ mod tests {
                 traffic_class: 0xb9,
                 segment: Some(1000),
                 local: Some(host.into()),
+                interface: nix::net::if_::if_nametoindex("lo").ok(),
             };
             write(message, v4, &everything);
             let mut epoll = crate::host::engine::epoll::Epoll::new().unwrap();

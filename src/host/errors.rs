@@ -55,10 +55,13 @@ impl SocketError {
         }
         let local = |error| Answer::Icmp(IcmpReport { error, offender: None });
         match self.number {
-            // EINVAL is what a blackhole route says (ip-route(8)).
-            libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::EINVAL => {
-                local(IcmpError::NetworkUnreachable)
-            }
+            // EINVAL is what a blackhole route says (ip-route(8)); ENODEV, that the interface chosen is away.
+            libc::ENETUNREACH
+            | libc::ENETDOWN
+            | libc::ENODEV
+            | libc::EADDRNOTAVAIL
+            | libc::EAFNOSUPPORT
+            | libc::EINVAL => local(IcmpError::NetworkUnreachable),
             libc::EHOSTUNREACH | libc::EHOSTDOWN | libc::ETIMEDOUT => local(IcmpError::HostUnreachable),
             libc::EACCES | libc::EPERM => local(IcmpError::Prohibited),
             _ => Answer::Refused,
@@ -123,7 +126,8 @@ pub fn take_queued(fd: RawFd) -> Option<QueuedError> {
         header.msg_controllen = size_of_val(&control) as _;
         // SAFETY: every pointer in the header is to a local that outlives the call, with its true length.
         let len = unsafe { libc::recvmsg(fd, &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
-        if len < 0 {
+        // What comes without the flag comes from no error queue.
+        if len < 0 || header.msg_flags & libc::MSG_ERRQUEUE == 0 {
             return None;
         }
         payload.truncate(len as usize);
@@ -171,6 +175,7 @@ mod tests {
         assert_eq!(icmp(libc::EHOSTUNREACH), Some(IcmpError::HostUnreachable));
         assert_eq!(icmp(libc::EACCES), Some(IcmpError::Prohibited));
         assert_eq!(icmp(libc::EINVAL), Some(IcmpError::NetworkUnreachable), "a blackhole route");
+        assert_eq!(icmp(libc::ENODEV), Some(IcmpError::NetworkUnreachable), "an interface that is away");
         let report = IcmpReport { error: IcmpError::PortUnreachable, offender: None };
         let refused = SocketError { number: libc::ECONNREFUSED, report: Some(report) };
         assert_eq!(refused.answer(), Answer::Refused);

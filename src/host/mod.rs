@@ -19,6 +19,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
 use crate::frame::address::Endpoint;
+use crate::policy::outbound::WayOut;
 use errors::{QueuedError, SocketError};
 use tcp::Accepted;
 
@@ -36,6 +37,8 @@ pub struct ConnectPlan {
     pub local_port: Option<u16>,
     /// The traffic class of the guest's SYN, whose DSCP the connection carries on.
     pub traffic_class: u8,
+    /// By which way it leaves the host.
+    pub way: WayOut,
 }
 
 /// A socket of the host. Dropping it closes it.

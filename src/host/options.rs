@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 
 /// `SO_PEEK_OFF`; libc names it for some architectures only.
 pub const SO_PEEK_OFF: i32 = 42;
+/// `SO_BINDTOIFINDEX` (Linux 5.1): `SO_BINDTODEVICE` by the interface's number.
+pub const SO_BINDTOIFINDEX: i32 = 62;
 /// `SO_MEMINFO`.
 pub const SO_MEMINFO: i32 = 55;
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use crate::frame::address::Endpoint;
+use crate::policy::outbound::WayOut;
 
 use super::errors::{self, SocketError};
 use super::{ConnectPlan, options};
@@ -99,13 +100,28 @@ pub fn open(plan: &ConnectPlan) -> Result<OwnedFd, SocketError> {
     // Two connections may leave from one port (RFC 5382, REQ-1), if both say so: also from one that the kernel picks now
     // and another connection asks for later.
     options::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-    if let Some(port) = plan.local_port {
-        bind(fd, Endpoint { address: unspecified(v4), port })?;
-    }
+    choose_way(fd, v4, &plan.way, plan.local_port)?;
     match connect(fd, plan.destination) {
         Ok(()) => Ok(socket),
         Err(error) => Err(with_report(fd, error.into())),
     }
+}
+
+/// Has a socket that is not connected yet leave from a port, and by a way. That takes no right, as long as it has no way yet
+/// (Linux 5.7).
+pub fn choose_way(fd: RawFd, v4: bool, way: &WayOut, port: Option<u16>) -> io::Result<()> {
+    if let Some(index) = way.interface {
+        options::set_number(fd, libc::SOL_SOCKET, options::SO_BINDTOIFINDEX, index as i32)?;
+    }
+    if port.is_none() && way.source.is_some() {
+        // The kernel chooses the port when it knows where to, and so may use one for many destinations.
+        options::set_number(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    }
+    if port.is_some() || way.source.is_some() {
+        let address = way.source.unwrap_or_else(|| unspecified(v4));
+        bind(fd, Endpoint { address, port: port.unwrap_or(0) })?;
+    }
+    Ok(())
 }
 
 /// 0.0.0.0 or ::.
@@ -113,8 +129,11 @@ pub(super) fn unspecified(v4: bool) -> crate::frame::address::Address {
     if v4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// Adds what the error queue says about an error.
+/// Adds what the error queue says about an error. A socketpair has no such queue: it would give its data.
 fn with_report(fd: RawFd, error: SocketError) -> SocketError {
+    if options::number(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX) {
+        return error;
+    }
     SocketError { report: errors::take_queued(fd).map(|queued| queued.report), ..error }
 }
 
@@ -143,6 +162,7 @@ pub fn seek(fd: RawFd, offset: u32) -> io::Result<()> {
 
 /// How many bytes the socket would take now.
 pub fn room(fd: RawFd) -> u32 {
+    const SEND_ALLOCATED: usize = 2;
     const SEND_BUFFER: usize = 3;
     const SEND_QUEUED: usize = 5;
     let mut memory = [0i32; 9];
@@ -155,8 +175,8 @@ pub fn room(fd: RawFd) -> u32 {
     let free = (memory[SEND_BUFFER] - memory[SEND_QUEUED]).max(0) as u32;
     match options::unsent_bytes(fd) {
         Ok(unsent) => free.min(UNSENT_MAX.saturating_sub(unsent)),
-        // A socketpair has no such limit.
-        Err(_) => free,
+        // A socketpair has no such limit, and counts what its other end has not read as memory, about twice the bytes.
+        Err(_) => (memory[SEND_BUFFER] - memory[SEND_ALLOCATED]).max(0) as u32 / 2,
     }
 }
 
@@ -209,4 +229,38 @@ pub fn accept(listener: RawFd) -> io::Result<Option<Accepted<OwnedFd>>> {
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(sockaddr::load(&name).map(|peer| Accepted { socket, peer }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_socketpair_has_room_for_what_its_other_end_may_still_hold() {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        let empty = room(one.as_raw_fd());
+        assert!(empty > 16 << 10, "{empty}");
+        while one.write(&[0; 4096]).is_ok() {}
+        assert_eq!(room(one.as_raw_fd()), 0);
+        other.read_exact(&mut vec![0; 64 << 10]).unwrap();
+        assert!((1..=empty).contains(&room(one.as_raw_fd())));
+    }
+
+    #[test]
+    fn a_socketpair_that_was_broken_off_tells_so_and_keeps_its_data() {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        one.write_all(b"never read").unwrap();
+        other.write_all(b"still to be read").unwrap();
+        drop(other);
+        let error = outcome(one.as_raw_fd()).unwrap_err();
+        assert_eq!((error.number, error.report.is_none()), (libc::ECONNRESET, true));
+        assert_eq!(outcome(one.as_raw_fd()).map_err(|error| error.number), Ok(()));
+        let mut data = [0; 16];
+        one.read_exact(&mut data).unwrap();
+        assert_eq!(&data, b"still to be read");
+    }
 }

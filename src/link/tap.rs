@@ -290,6 +290,11 @@ pub fn create(name: &str, queues: usize) -> Result<Created, TapError> {
     Ok(created)
 }
 
+/// Whether the device can be opened by which taps are made.
+pub fn probe() -> Result<(), TapError> {
+    open_tun().map(drop).map_err(TapError::NoDevice)
+}
+
 fn open_tun() -> io::Result<OwnedFd> {
     const PATH: &CStr = c"/dev/net/tun";
     // SAFETY: the path is a C string; no other memory is passed.

@@ -39,7 +39,7 @@ pub fn enter(plan: &Plan) -> Result<(), String> {
 }
 
 /// A new network namespace, with mounts (and, where it is named, a host name) of its own.
-fn make(own_name: bool) -> Result<(), String> {
+pub(super) fn make(own_name: bool) -> Result<(), String> {
     if !Uid::effective().is_root() {
         new_user_namespace()?;
     }

@@ -15,6 +15,7 @@ mod configure;
 mod enter;
 mod helper;
 mod resolver;
+mod trial;
 mod watch;
 pub mod words;
 
@@ -30,6 +31,7 @@ use crate::channel::Channel;
 use crate::config::Config;
 use crate::frame::address::Mac;
 use crate::link::tap::Created;
+pub use trial::{Trial, try_namespace};
 pub use watch::Departure;
 use words::{FromHelper, ToHelper};
 

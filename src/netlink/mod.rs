@@ -2,6 +2,7 @@
 //!
 //! Blocking, for setting up; a [`NetworkWatch`] follows what changes afterwards.
 
+mod lookup;
 mod watch;
 
 use std::io;
@@ -23,6 +24,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::frame::address::{Address, Mac};
+pub use lookup::FoundRoute;
 pub use watch::{NetworkWatch, News};
 
 /// How often is asked for what changes while it is told.
@@ -262,6 +264,11 @@ fn own_address(message: &AddressMessage) -> Option<IpNet> {
 /// The destination of a unicast route, of the family's length zero for a default route.
 fn destination(route: &RouteMessage) -> Option<IpNet> {
     host_route(route).map(|route| route.destination)
+}
+
+/// The number of an interface of this name.
+pub fn interface_index(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
 }
 
 /// What the host's network looks like, as far as the guest's addresses depend on it.

@@ -24,6 +24,7 @@ use crate::exchange::{Mailbox, Waker};
 use crate::flow::admit::Limits;
 use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
+use crate::fork::Process;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
 use crate::host::{HOSTS, RESOLV_CONF};
@@ -36,12 +37,12 @@ use crate::observe::latency::Latencies;
 use crate::observe::recorder::Recorder;
 use crate::policy::guest_mac::GuestMac;
 use crate::policy::port_set::PortSet;
-use crate::port_broker;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
 use crate::slow::dns::watched_directories;
 use crate::slow::ports::opening::Delivery;
 use crate::slow::ports::table::PortError;
+use crate::slow::proxy::certificate_directories;
 use crate::time::Now;
 use crate::worker::idle::Seat;
 use crate::worker::{MOVES, Moves, Parts, Worker};
@@ -127,7 +128,9 @@ pub struct Node {
     /// The name of the control socket goes with this.
     plate: Option<Plate>,
     /// What binds privileged ports, waited for at the end.
-    port_broker: Option<port_broker::Process>,
+    port_broker: Option<Process>,
+    /// What starts evaluators of PAC scripts, likewise.
+    pac_process: Option<Process>,
 }
 
 /// A secret for hashing and for sequence numbers.
@@ -165,14 +168,11 @@ impl Node {
         let limits = limits_of_one(&provisions, count);
         let cores = allowed_cores();
         let seats = Seat::for_processors(cores.len());
-        if config.sandbox {
-            let api = provisions.api.as_ref().map(Listening::directory);
-            let tidied: Vec<&Path> = tidied.as_deref().into_iter().chain(api).collect();
-            let shut = close_sandbox(&tidied).map_err(NodeError::Sandbox)?;
-            tracing::info!(files_shut = shut, "rights are given up");
-        }
-
         let sandboxed = config.sandbox;
+        if sandboxed {
+            let api = provisions.api.as_ref().map(Listening::directory);
+            close_sandbox(tidied.as_deref().into_iter().chain(api)).map_err(NodeError::Sandbox)?;
+        }
         let recorder = start_recorder(provisions.capture.take(), sandboxed)?;
         let mut inherited = deal(std::mem::take(&mut provisions.deliveries), count);
 
@@ -207,6 +207,7 @@ impl Node {
             let thread = std::thread::Builder::new().name(format!("worker-{id}"));
             workers.push(thread.spawn(move || seed.grow()).map_err(system("cannot start a thread"))?);
         }
+        let proxy = proxy_start(&mut provisions, config);
         let api = api_settings(&provisions, config, count);
         let (door, plate) = open_door(&mut provisions);
         let slow_parts = slow::Parts {
@@ -223,6 +224,8 @@ impl Node {
             search,
             host_has_default: config.host_has_default,
             ports: provisions.ports,
+            proxy,
+            routes: provisions.routes,
             api,
             door,
             broker,
@@ -244,6 +247,7 @@ impl Node {
             ended,
             plate,
             port_broker: provisions.port_broker,
+            pac_process: provisions.pac_process,
         })
     }
 
@@ -293,12 +297,23 @@ impl Node {
         if let Some(slow) = self.slow.take() {
             let _ = slow.join();
         }
-        // The slow path has ended, so this ends, too.
-        drop(self.port_broker.take());
+        // The slow path has ended, so these end, too.
+        drop((self.port_broker.take(), self.pac_process.take()));
         if let Some(recorder) = self.recorder.take() {
             recorder.finish();
         }
         self.text(&latencies)
+    }
+}
+
+/// How the guest's streams are led out by name.
+fn proxy_start(provisions: &mut Provisions, config: &Config) -> slow::proxy::Start {
+    slow::proxy::Start {
+        streams: provisions.proxy_streams(),
+        mode: config.proxy.mode,
+        pac: provisions.pac.take(),
+        script: config.proxy.script.clone(),
+        log_refusals: config.egress_log,
     }
 }
 
@@ -379,13 +394,16 @@ fn start_service(
     thread.spawn(serve).map(drop).map_err(system("cannot start a thread"))
 }
 
-/// Gives up what the threads to come do not need. Returns whether files are shut too.
-fn close_sandbox(tidied: &[&Path]) -> Result<bool, SandboxError> {
+/// Gives up what the threads to come do not need.
+fn close_sandbox<'p>(tidied: impl Iterator<Item = &'p Path>) -> Result<(), SandboxError> {
     sandbox::drop_capabilities(&[])?;
     let mut readable = watched_directories(&[RESOLV_CONF, HOSTS].map(PathBuf::from));
+    readable.extend(certificate_directories());
     // Where a link may be switched to when the host's network changes.
     readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));
-    sandbox::shut_files(&readable, tidied)
+    let shut = sandbox::shut_files(&readable, &tidied.collect::<Vec<_>>())?;
+    tracing::info!(files_shut = shut, "rights are given up");
+    Ok(())
 }
 
 /// Limits the calling thread to the system calls of its kind, where that is wanted.

@@ -14,11 +14,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::config::Config;
 use crate::control::place::{Listening, PlaceError};
+use crate::fork::Process;
 use crate::host::engine::EngineKind;
 use crate::host::{datagram, occupant};
-use crate::netlink::NetworkWatch;
+use crate::netlink::{Netlink, NetworkWatch};
+use crate::pac;
 use crate::policy::guest_api::GuestApi;
-use crate::port_broker::{self, PortBroker};
+use crate::port_broker::PortBroker;
 use crate::sandbox;
 use crate::slow::ports::ephemeral::Ephemeral;
 use crate::slow::ports::opening::Delivery;
@@ -31,6 +33,8 @@ use super::{NodeError, system};
 const DESCRIPTORS_KEPT: u64 = 256;
 /// Connections of the control socket at a time.
 const CONNECTIONS_MAX: u64 = 1024;
+/// Streams of the guest's that the slow path leads out at the most.
+const PROXY_STREAMS_MAX: u64 = 4096;
 /// Connections of the guest to the control API that hold nothing.
 const GUEST_ASKS: usize = 16;
 /// Raw ICMP sockets a worker gets where ping sockets are not allowed, of each family.
@@ -45,12 +49,17 @@ pub struct Provisions {
     /// The control socket.
     pub(super) api: Option<Listening>,
     /// What binds privileged ports.
-    pub(super) port_broker: Option<port_broker::Process>,
+    pub(super) port_broker: Option<Process>,
+    /// What starts evaluators of PAC scripts, and its process.
+    pub(super) pac: Option<pac::Starter>,
+    pub(super) pac_process: Option<Process>,
     guest_connections: usize,
     raw: [Vec<OwnedFd>; 2],
     pub(super) capture: Option<File>,
     descriptors: u64,
     pub(super) network_watch: NetworkWatch,
+    /// By which the kernel is asked for routes.
+    pub(super) routes: Netlink,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -61,6 +70,7 @@ impl Provisions {
         let mut notes = Vec::new();
         // First: it is to have nothing of the rest.
         let (broker, port_broker) = start_port_broker(config)?.unzip();
+        let (pac, pac_process) = start_pac(config)?;
         let engine = config.engine.decide()?;
         let descriptors = raise_descriptor_limit().map_err(system("cannot read the limit of descriptors"))?;
         let for_ports = descriptors.saturating_sub(DESCRIPTORS_KEPT);
@@ -80,6 +90,7 @@ impl Provisions {
             }
         };
         let network_watch = NetworkWatch::open().map_err(system("cannot follow the host's network"))?;
+        let routes = Netlink::open().map_err(system("cannot ask for the host's routes"))?;
         let raw = [false, true].map(|v4| match config.addresses.family(v4) {
             Some(_) => raw_sockets(v4, config.workers, &mut notes),
             None => Vec::new(),
@@ -90,11 +101,14 @@ impl Provisions {
             deliveries,
             api,
             port_broker,
+            pac: Some(pac),
+            pac_process: Some(pac_process),
             guest_connections: guest_connections(config, descriptors),
             raw,
             capture,
             descriptors,
             network_watch,
+            routes,
             notes,
         };
         provisions.ports.allow_descriptors(provisions.descriptors_for_ports());
@@ -115,7 +129,8 @@ impl Provisions {
     fn descriptors_left(&self) -> u64 {
         let raw = self.raw.iter().map(Vec::len).sum::<usize>() as u64;
         let callers = (self.connections() + self.guest_connections) as u64;
-        let taken = DESCRIPTORS_KEPT + raw + self.ports.descriptors() + callers;
+        let led_out = 3 * self.proxy_streams() as u64;
+        let taken = DESCRIPTORS_KEPT + raw + self.ports.descriptors() + callers + led_out;
         self.descriptors.saturating_sub(taken)
     }
 
@@ -132,6 +147,11 @@ impl Provisions {
     /// Connections that the control socket may have.
     pub(super) fn connections(&self) -> usize {
         (self.descriptors / 16).clamp(16, CONNECTIONS_MAX) as usize
+    }
+
+    /// Streams of the guest's that the slow path may lead out at a time. Each has two descriptors, and one for where it leads.
+    pub(super) fn proxy_streams(&self) -> usize {
+        (self.descriptors / 24).clamp(16, PROXY_STREAMS_MAX) as usize
     }
 
     /// Connections that the guest may have to the API.
@@ -157,7 +177,7 @@ fn guest_connections(config: &Config, descriptors: u64) -> usize {
 }
 
 /// The broker of privileged ports, where hythe has their right now and is to give it up.
-fn start_port_broker(config: &Config) -> Result<Option<(PortBroker, port_broker::Process)>, NodeError> {
+fn start_port_broker(config: &Config) -> Result<Option<(PortBroker, Process)>, NodeError> {
     let may_bind = caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_BIND_SERVICE).unwrap_or(false);
     if !config.sandbox || !may_bind {
         return Ok(None);
@@ -169,6 +189,22 @@ fn start_port_broker(config: &Config) -> Result<Option<(PortBroker, port_broker:
             .map_err(io::Error::other)
     };
     PortBroker::start(limit).map(Some).map_err(system("cannot start the broker of ports below 1024"))
+}
+
+/// What starts evaluators of PAC scripts. It is there in any case: a script may be given while hythe runs.
+fn start_pac(config: &Config) -> Result<(pac::Starter, Process), NodeError> {
+    let sandboxed = config.sandbox;
+    let limit = |what| {
+        let limited = match what {
+            _ if !sandboxed => Ok(()),
+            pac::Limit::Starter => sandbox::drop_capabilities(&[])
+                .and_then(|()| sandbox::shut_files(&[], &[]))
+                .and_then(|_| sandbox::limit_system_calls(sandbox::Thread::PacStarter)),
+            pac::Limit::Evaluator => sandbox::limit_system_calls(sandbox::Thread::PacEvaluator),
+        };
+        limited.map_err(io::Error::other)
+    };
+    pac::start(limit).map_err(system("cannot start what evaluates PAC scripts"))
 }
 
 /// Opens a file to write; a FIFO without waiting for who reads it.

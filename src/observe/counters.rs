@@ -71,6 +71,8 @@ metrics! {
     DnsOwnNames => "dns_own_names",
     /// Queries for addresses of a kind that the guest is not told.
     DnsFiltered => "dns_filtered",
+    /// Queries for names that a rule of egress denies.
+    DnsDenied => "dns_denied",
     /// Queries answered by what a resolver said before.
     DnsCacheHits => "dns_cache_hits",
     /// Queries handed to the host's resolvers.
@@ -95,6 +97,14 @@ metrics! {
     DnsStreamsRefused => "dns_streams_refused",
     /// Streams of DNS closed because nothing moved on them.
     DnsStreamsIdle => "dns_streams_idle",
+    /// Streams of the guest's that were looked into, or came to the proxy's port.
+    ProxyStreams => "proxy_streams",
+    /// Streams of the guest's that were reset because too many were looked into.
+    ProxyOverBudget => "proxy_over_budget",
+    /// Times that the proxy's configuration script failed.
+    ProxyScriptFailed => "proxy_script_failed",
+    /// Streams and requests of the guest's that a rule refused.
+    EgressRefused => "egress_refused",
     /// Passes of the worker's loop.
     Passes => "passes",
     /// Times the worker went to sleep.

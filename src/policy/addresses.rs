@@ -1,11 +1,19 @@
 //! The addresses of the link, and what each destination means.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::frame::address::{Address, Mac};
+use super::egress::{ByAddress, Rules, Verdict};
+use super::proxy::{Choice, Kind, ProxySettings, TransparentPorts};
+use super::target::{Target, TargetProtocol};
+use crate::frame::address::{Address, Endpoint, Mac};
 use crate::frame::drop_reason::DropReason;
+use crate::policy::outbound::{Outbound, WayOut};
+
+/// The name under which rules know the host's loopback.
+const HOST: &str = "host.docker.internal";
 
 /// The addresses of one family on the link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,10 +54,18 @@ pub struct Addresses {
     pub metadata: bool,
     /// Whether the gateway answers at the API's port.
     pub guest_api: bool,
+    /// Where the guest may go of its own accord, besides what all of this says.
+    pub egress: Arc<Rules>,
+    /// Which proxy leads there, if one does.
+    pub proxy: Option<Arc<ProxySettings>>,
+    /// Ports on which a stream's way may depend on the name in its first bytes.
+    pub transparent: TransparentPorts,
     /// Clients of these networks appear to the guest under the gateway's address.
     pub snat_from: Vec<IpNet>,
     /// The host's own addresses, sorted; kept by the slow path.
     pub own: Vec<Address>,
+    /// By which way the guest's traffic leaves the host; kept by the slow path.
+    pub outbound: Outbound,
 }
 
 /// What a destination means.
@@ -63,7 +79,48 @@ pub enum Destination {
     Outside,
 }
 
+/// Which way a stream of the guest's goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// From the host itself.
+    Straight,
+    /// As its name says, once that is known.
+    ByName,
+    /// None.
+    Shut,
+}
+
 impl Addresses {
+    /// Which way a stream goes, as far as its address says. On transparent ports of the world what is refused is looked into as
+    /// well: HTTP has words for it.
+    pub fn way(&self, remote: Endpoint, means: Destination) -> Way {
+        if means != Destination::Outside {
+            let admitted = self.admit(remote, means, TargetProtocol::Tcp);
+            return if admitted.is_ok() { Way::Straight } else { Way::Shut };
+        }
+        let (ip, is_looked_into) = (remote.address.ip(), self.transparent.contains(remote.port));
+        match self.egress.decide_by_address(ip, remote.port, TargetProtocol::Tcp) {
+            ByAddress::Deny(_) | ByAddress::AskName if is_looked_into => return Way::ByName,
+            ByAddress::Deny(rule) => {
+                rule.count_refusal();
+                return Way::Shut;
+            }
+            // No name will be known: what is said of the address alone counts.
+            ByAddress::AskName if self.admit(remote, means, TargetProtocol::Tcp).is_err() => {
+                return Way::Shut;
+            }
+            ByAddress::AskName | ByAddress::Allow => {}
+        }
+        let target =
+            Target { name: None, address: Some(ip), port: remote.port, protocol: TargetProtocol::Tcp };
+        let by_proxy = |settings: &Arc<ProxySettings>| {
+            [Kind::Http, Kind::Tunnel]
+                .iter()
+                .any(|kind| !matches!(settings.choose(*kind, &target), Choice::Direct(_)))
+        };
+        if is_looked_into && self.proxy.as_ref().is_some_and(by_proxy) { Way::ByName } else { Way::Straight }
+    }
+
     /// Both families that are on.
     pub fn families(&self) -> impl Iterator<Item = &Family> {
         self.v4.iter().chain(&self.v6)
@@ -126,6 +183,61 @@ impl Addresses {
         Ok(Destination::Outside)
     }
 
+    /// Why a destination that is refused is, in words.
+    pub fn why_not(&self, destination: Address) -> &'static str {
+        let Some(family) = self.family(destination.is_v4()) else { return "its family is off (-4, -6)" };
+        if destination == family.host {
+            "the host's loopback is shut (--no-host-loopback)"
+        } else if METADATA.contains(&destination) {
+            "a cloud's metadata service is the host's (--allow-metadata)"
+        } else if family.subnet.contains(&destination.ip()) {
+            "nobody but the guest, the gateway and the host is in the guest's subnet"
+        } else if self.own.binary_search(&destination).is_ok() && !self.host_addresses {
+            "the host's own addresses are shut (--no-host-addresses)"
+        } else if destination.is_multicast() || destination.is_link_local() {
+            "multicast and link-local addresses mean a link, and the guest's link ends here"
+        } else {
+            "an address that nobody can have (loopback, unspecified or reserved)"
+        }
+    }
+
+    /// The way to a destination of the host's side. What stays on the host has none of its own.
+    pub fn way_out(&self, destination: Address) -> WayOut {
+        if self.outbound == Outbound::default()
+            || destination.is_loopback()
+            || self.own.binary_search(&destination).is_ok()
+        {
+            return WayOut::default();
+        }
+        self.outbound.way(destination)
+    }
+
+    /// Why the guest may not begin to speak with an endpoint, by its address alone: the rule is counted. hythe itself may always be
+    /// spoken to; the host's loopback goes by its name.
+    pub fn admit(
+        &self,
+        remote: Endpoint,
+        means: Destination,
+        protocol: TargetProtocol,
+    ) -> Result<(), DropReason> {
+        if self.egress.is_empty() {
+            return Ok(());
+        }
+        let name = match means {
+            Destination::Gateway => return Ok(()),
+            Destination::Host => Some(HOST),
+            Destination::Outside => None,
+        };
+        let target = Target { name, address: Some(remote.address.ip()), port: remote.port, protocol };
+        match self.egress.decide(&target) {
+            Verdict::Allow => Ok(()),
+            Verdict::Deny(rule) => {
+                rule.count_refusal();
+                Err(DropReason::Policy)
+            }
+        }
+    }
+
     /// The source under which a client of a published port appears to the guest: its own, unless the guest could not
     /// answer that (it is loopback, link-local or of the link's own subnet); then the gateway's.
     pub fn may_keep_source(&self, client: Address) -> bool {
@@ -178,6 +290,7 @@ pub const OTHER_SUBNETS: [Ipv4Net; 4] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::egress::Rule;
     use std::net::IpAddr;
 
     fn address(text: &str) -> Address {
@@ -206,8 +319,12 @@ mod tests {
             host_addresses: true,
             metadata: false,
             guest_api: false,
+            egress: std::sync::Arc::default(),
+            proxy: None,
+            transparent: crate::policy::proxy::TransparentPorts::default(),
             snat_from: vec!["203.0.113.0/24".parse().unwrap()],
             own: vec![address("203.0.113.5")],
+            outbound: crate::policy::outbound::Outbound::default(),
         }
     }
 
@@ -267,6 +384,34 @@ mod tests {
         assert_eq!(addresses.classify(address("203.0.113.5")), Err(DropReason::Policy));
         addresses.host_loopback = false;
         assert_eq!(addresses.classify(address("192.168.65.254")), Err(DropReason::Policy));
+    }
+
+    #[test]
+    fn rules_decide_about_what_could_be_reached() {
+        let mut addresses = addresses();
+        let admits = |addresses: &Addresses, text: &str, port, protocol| {
+            let remote = Endpoint { address: address(text), port };
+            let means = addresses.classify(remote.address).unwrap();
+            addresses.admit(remote, means, protocol).is_ok()
+        };
+        assert!(admits(&addresses, "198.51.100.1", 53, TargetProtocol::Udp));
+        let texts =
+            ["allow ok.test", "allow 198.51.100.0/24:53/udp", "allow host.docker.internal:5000", "deny *"];
+        let rules = texts.iter().map(|text| text.parse().unwrap()).collect();
+        addresses.egress = Arc::new(Rules::of_guest(rules, None).unwrap());
+        for (text, port, protocol, expected) in [
+            ("198.51.100.1", 53, TargetProtocol::Udp, true),
+            ("198.51.100.1", 54, TargetProtocol::Udp, false),
+            ("198.51.100.1", 0, TargetProtocol::Icmp, false),
+            ("2001:db8::1", 53, TargetProtocol::Udp, false),
+            ("192.168.65.254", 5000, TargetProtocol::Udp, true),
+            ("192.168.65.254", 5001, TargetProtocol::Udp, false),
+            ("192.168.65.1", 53, TargetProtocol::Udp, true),
+            ("fdc4:f303:9324::1", 0, TargetProtocol::Icmp, true),
+        ] {
+            assert_eq!(admits(&addresses, text, port, protocol), expected, "{text} {port}");
+        }
+        assert_eq!(addresses.egress.iter().map(Rule::refusals).sum::<u64>(), 4);
     }
 
     #[test]

@@ -1,11 +1,22 @@
 //! Who may speak as whom, and what may be reached.
 
 pub mod addresses;
+pub mod bypass;
+pub mod credentials;
+pub mod destination;
+pub mod egress;
 pub mod guest_api;
 pub mod guest_mac;
 pub mod names;
+pub mod outbound;
+pub mod pac_result;
+pub mod pattern;
 pub mod port_set;
+pub mod ports;
+pub mod proxy;
+pub mod proxy_url;
 pub mod publish;
+pub mod target;
 
 /// Who may answer a guest's datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Deserialize)]

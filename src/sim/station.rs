@@ -83,8 +83,12 @@ fn addresses() -> Addresses {
         host_addresses: true,
         metadata: false,
         guest_api: false,
+        egress: std::sync::Arc::default(),
+        proxy: None,
+        transparent: crate::policy::proxy::TransparentPorts::default(),
         snat_from: Vec::new(),
         own: Vec::new(),
+        outbound: crate::policy::outbound::Outbound::default(),
     }
 }
 
@@ -233,6 +237,11 @@ impl Station {
     /// Connections that it has sent to other workers.
     pub fn moves(&self) -> u64 {
         self.counters.metric(Metric::StreamsMoved)
+    }
+
+    /// Mappings that its worker has opened.
+    pub fn mappings_opened(&self) -> u64 {
+        self.counters.metric(Metric::MappingsOpened)
     }
 
     /// Whether it sleeps and holds on to nothing.

@@ -8,6 +8,7 @@
 //! * [`dns`]: names of the link, everything else to the host's resolvers
 //! * [`echo`]: the gateway answers ping
 //! * [`fragments`]: packets of the guest that came in pieces
+//! * [`proxy`]: streams whose way depends on a name, or goes by a proxy
 //! * [`ports`]: the published ports, and how they change
 //! * [`api`]: what users and programs may ask
 //! * [`network`]: the host's network changes; [`current_addresses`]: the workers hear of it; [`events`]: so does who listens
@@ -24,7 +25,9 @@ pub mod fragments;
 pub mod neighbours;
 mod network;
 pub mod ports;
+pub mod proxy;
 mod readable;
+mod shared_stream;
 
 use std::cell::Cell;
 use std::io;
@@ -39,13 +42,14 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::channel::Channel;
 use crate::exchange::mail::{Service, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
+use crate::flow::slab::Slot;
 use crate::frame::address::{Endpoint, Mac};
 use crate::frame::build::Route;
 use crate::frame::drop_reason::DropReason;
 use crate::frame::protocol::UDP;
 use crate::frame::view::{Content, IpHead, Packet, Transport, UdpView, View};
 use crate::frame::{datagram, fragment};
-use crate::netlink::NetworkWatch;
+use crate::netlink::{Netlink, NetworkWatch};
 use crate::observe::counters::Counters;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
@@ -107,6 +111,10 @@ pub struct Parts {
     pub host_has_default: [bool; 2],
     /// The published ports.
     pub ports: ports::table::Table,
+    /// What leads the guest's streams out by name.
+    pub proxy: proxy::Start,
+    /// By which the kernel is asked for routes.
+    pub routes: Netlink,
     /// What callers are told of this hythe, and how many there may be.
     pub api: api::Settings,
     /// Where callers of the host come from, if from anywhere.
@@ -152,8 +160,13 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
         let dns = slow.dns.clone();
         async move { dns.run().await }
     });
-    let network =
-        network::Network::new(slow.current.clone(), slow.events.clone(), slow.dns.clone(), has_default);
+    let network = network::Network::new(
+        slow.current.clone(),
+        slow.events.clone(),
+        slow.dns.clone(),
+        slow.proxy.clone(),
+        has_default,
+    );
     let mut default_routes = network.default_routes();
     spawn_local(async move {
         let error = network.follow(network_watch).await;
@@ -202,6 +215,7 @@ struct Slow {
     ports: Rc<ports::Publishing>,
     api: Rc<api::Api>,
     events: Rc<events::Events>,
+    proxy: proxy::Proxy,
     broker: Option<Rc<broker::Broker>>,
 }
 
@@ -257,6 +271,7 @@ impl Slow {
             servers: parts.dns.iter().map(|ip| SocketAddr::new(*ip, dns::DNS_PORT)).collect(),
             hostname: parts.hostname.clone(),
             names: parts.names,
+            egress: parts.addresses.egress.clone(),
             ..dns::Settings::default()
         };
         let dns =
@@ -266,7 +281,19 @@ impl Slow {
             parts.broker.map(|channel| broker::Broker::new(channel, parts.workers.clone())).transpose()?;
         let ports = ports::Publishing::new(parts.ports, parts.workers.clone());
         let events: Rc<events::Events> = Rc::default();
-        let api = Rc::new(api::Api::new(parts.api, ports.clone(), events.clone(), dns.clone()));
+        let current =
+            Rc::new(current_addresses::CurrentAddresses::new(parts.addresses.clone(), parts.workers.clone()));
+        let proxy = proxy::Proxy::new(
+            parts.proxy,
+            current.clone(),
+            dns.clone(),
+            parts.workers.clone(),
+            parts.counters.clone(),
+        );
+        let explainer = api::Explainer::new(dns.clone(), current.clone(), proxy.clone(), parts.routes);
+        let api =
+            api::Api::new(parts.api, ports.clone(), events.clone(), dns.clone(), proxy.clone(), explainer);
+        let api = Rc::new(api);
         let to_guest = ToGuest {
             workers: parts.workers,
             addresses: parts.addresses,
@@ -275,11 +302,9 @@ impl Slow {
             counters: parts.counters,
             fragment_id: Cell::new(Now::read().0 as u32),
         };
-        let current =
-            current_addresses::CurrentAddresses::new(to_guest.addresses.clone(), to_guest.workers.clone());
         Ok(Self {
             to_guest: Rc::new(to_guest),
-            current: Rc::new(current),
+            current,
             guest_has_given: Cell::new(false),
             mtu: parts.mtu,
             dns,
@@ -300,6 +325,7 @@ impl Slow {
             ports,
             api,
             events,
+            proxy,
             broker: broker.map(Rc::new),
         })
     }
@@ -311,7 +337,9 @@ impl Slow {
     fn take(&mut self, mail: ToSlow) {
         match mail {
             ToSlow::Frame { worker, frame } => self.frame(worker, &frame),
-            ToSlow::Stream { service, socket, guest, .. } => self.serve_stream(service, socket, guest),
+            ToSlow::Stream { worker, stream, service, socket, guest, remote } => {
+                self.serve_stream(worker, stream, service, socket, guest, remote);
+            }
             ToSlow::WantSockets { worker, count, v4 } => {
                 if let Some(broker) = &self.broker {
                     broker.ask(worker, count, v4);
@@ -409,7 +437,15 @@ impl Slow {
     }
 
     /// A stream that the guest has opened to a service of hythe's.
-    fn serve_stream(&self, service: Service, socket: OwnedFd, guest: Endpoint) {
+    fn serve_stream(
+        &self,
+        worker: u8,
+        slot: Slot,
+        service: Service,
+        socket: OwnedFd,
+        guest: Endpoint,
+        remote: Endpoint,
+    ) {
         let stream = std::os::unix::net::UnixStream::from(socket);
         let Ok(stream) = tokio::net::UnixStream::from_std(stream) else { return };
         match service {
@@ -418,6 +454,8 @@ impl Slow {
                 spawn_local(async move { dns.serve_stream(stream).await });
             }
             Service::Api => self.api.serve_guest(stream, guest.address.ip()),
+            Service::Proxy => self.proxy.serve(stream, worker, slot, None),
+            Service::Through => self.proxy.serve(stream, worker, slot, Some(remote)),
         }
     }
 

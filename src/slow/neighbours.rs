@@ -331,8 +331,12 @@ pub(super) mod tests {
             host_addresses: true,
             metadata: false,
             guest_api: false,
+            egress: std::sync::Arc::default(),
+            proxy: None,
+            transparent: crate::policy::proxy::TransparentPorts::default(),
             snat_from: Vec::new(),
             own: Vec::new(),
+            outbound: crate::policy::outbound::Outbound::default(),
         }
     }
 

@@ -15,7 +15,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +28,13 @@ use tokio::time::{Instant, sleep};
 use super::current_addresses::CurrentAddresses;
 use super::dns::Dns;
 use super::events::Events;
+use super::proxy::Proxy;
 use super::readable::ReadableWatch;
 use crate::control::shapes::Event;
 use crate::frame::address::Address;
-use crate::netlink::{NetworkWatch, News};
+use crate::netlink::{NetworkWatch, News, interface_index};
+use crate::policy::addresses::Addresses;
+use crate::policy::outbound::Interface;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -47,11 +50,24 @@ fn missing(of: &[Address], among: &[Address]) -> Vec<Address> {
     of.iter().filter(|address| among.binary_search(address).is_err()).copied().collect()
 }
 
+/// Whether the host has an address at this moment, as far as binding to it tells.
+fn is_here(address: IpAddr) -> bool {
+    // Reserved (RFC 1112, 4), and for discarding (RFC 6666): nobody's.
+    let nobodys: IpAddr = if address.is_ipv4() {
+        Ipv4Addr::new(240, 0, 0, 1).into()
+    } else {
+        Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1).into()
+    };
+    // Where what is nobody's can be bound (ip_nonlocal_bind) it tells nothing.
+    UdpSocket::bind((address, 0)).is_ok() && UdpSocket::bind((nobodys, 0)).is_err()
+}
+
 /// Follows the host's network.
 pub struct Network {
     current: Rc<CurrentAddresses>,
     events: Rc<Events>,
     dns: Dns,
+    proxy: Proxy,
     /// Whether the host has default routes: of IPv4, of IPv6.
     has_default: watch::Sender<[bool; 2]>,
     /// Overlaps that were told.
@@ -60,9 +76,21 @@ pub struct Network {
 
 impl Network {
     /// Follows on from the start, when the host had these default routes.
-    pub fn new(current: Rc<CurrentAddresses>, events: Rc<Events>, dns: Dns, has_default: [bool; 2]) -> Self {
+    pub fn new(
+        current: Rc<CurrentAddresses>,
+        events: Rc<Events>,
+        dns: Dns,
+        proxy: Proxy,
+        has_default: [bool; 2],
+    ) -> Self {
         let has_default = watch::Sender::new(has_default);
-        Self { current, events, dns, has_default, overlaps: RefCell::default() }
+        Self { current, events, dns, proxy, has_default, overlaps: RefCell::default() }
+    }
+
+    /// What was learnt by way of another network may be wrong now.
+    fn forget(&self) {
+        self.dns.forget_answers();
+        self.proxy.network_has_changed();
     }
 
     /// Whether the host has default routes, and when that changes.
@@ -104,6 +132,9 @@ impl Network {
         if news.addresses > 0 || news.lost {
             self.set_addresses(watch.addresses()?, std::mem::take(&mut news.removed)).await;
         }
+        if news.links > 0 || news.lost {
+            self.follow_outbound_interface().await;
+        }
         if news.default_route || news.link_lost || news.lost {
             let network = watch.network()?;
             self.set_default_routes(network.has_default);
@@ -130,8 +161,9 @@ impl Network {
             let ips = |of: &[Address]| of.iter().map(|address| address.ip()).collect::<Vec<IpAddr>>();
             let (added, removed) = (ips(&added), ips(&removed));
             tracing::info!(?added, ?removed, "the host's addresses have changed");
-            self.dns.forget_answers();
+            self.forget();
             self.current.change(|addresses| addresses.own = own).await;
+            self.dns.learn(self.current.get());
             self.events.tell(Event::Addresses { added, removed });
         }
         if !went.is_empty() {
@@ -140,7 +172,9 @@ impl Network {
                 sleep(GRACE).await;
                 // Twice: a connection may be on its way from one worker to another, or waits to be accepted.
                 for _ in 0..2 {
-                    let gone = missing(&went, &current.get().own);
+                    let mut gone = missing(&went, &current.get().own);
+                    // It may have come back since the last look, and have connections already.
+                    gone.retain(|address| !is_here(address.ip()));
                     if !gone.is_empty() {
                         current.tell_gone(&Arc::from(gone)).await;
                     }
@@ -150,12 +184,24 @@ impl Network {
         }
     }
 
+    /// The interface that the user has chosen comes again under another number.
+    async fn follow_outbound_interface(&self) {
+        let Some(known) = self.current.get().outbound.interface.clone() else { return };
+        let Some(index) = interface_index(&known.name).filter(|index| *index != known.index) else { return };
+        tracing::info!(interface = known.name, "the interface by which traffic leaves is there again");
+        let set = |addresses: &mut Addresses| {
+            addresses.outbound.interface = Some(Interface { index, ..known });
+        };
+        self.current.change(set).await;
+        self.dns.learn(self.current.get());
+    }
+
     fn set_default_routes(&self, now: [bool; 2]) {
         let changed = self.has_default.send_if_modified(|known| std::mem::replace(known, now) != now);
         if changed {
             let [ipv4, ipv6] = now;
             tracing::info!(ipv4, ipv6, "the host's default routes have changed");
-            self.dns.forget_answers();
+            self.forget();
             self.events.tell(Event::DefaultRoutes { ipv4, ipv6 });
         }
     }

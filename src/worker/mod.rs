@@ -481,6 +481,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::Probe(publication) => self.probe(publication, now),
                 ToWorker::GuestSockets { v4, sockets } => self.add_guest_sockets(v4, sockets),
                 ToWorker::Rehome { stream, socket, peer } => self.rehome(stream, socket, peer),
+                ToWorker::Break { stream } => self.break_stream(stream),
                 ToWorker::Unanswerable(client) => self.unanswerable.note(client, now),
                 ToWorker::Addresses(addresses) => {
                     self.addresses = addresses;

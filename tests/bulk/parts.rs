@@ -39,8 +39,12 @@ fn addresses() -> Addresses {
         host_addresses: true,
         metadata: false,
         guest_api: false,
+        egress: std::sync::Arc::default(),
+        proxy: None,
+        transparent: hythe::policy::proxy::TransparentPorts::default(),
         snat_from: Vec::new(),
         own: Vec::new(),
+        outbound: hythe::policy::outbound::Outbound::default(),
     }
 }
 

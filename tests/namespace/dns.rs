@@ -600,3 +600,57 @@ on_every_cell! {
         hythe.stop().assert_clean(0);
     }
 }
+
+/// An answer to a query: its question, and an address.
+fn address_for(query: &[u8], last: u8) -> Vec<u8> {
+    let name_len = query[12..].iter().position(|byte| *byte == 0).unwrap() + 1;
+    let mut answer = query[..12 + name_len + 4].to_vec();
+    answer[2] |= 0x80;
+    // One question, one answer, and nothing else.
+    answer[4..12].copy_from_slice(&[0, 1, 0, 1, 0, 0, 0, 0]);
+    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4, 203, 0, 113, last]);
+    answer
+}
+
+#[test]
+fn forged_answers_are_counted_and_neither_given_nor_kept() {
+    const ROUNDS: usize = 20;
+    let site = site();
+    let far = Family::V4.far();
+    let true_one = site.far.udp(far, 53);
+    let other_port = site.far.udp(far, 5353);
+    let other_address = site.far.udp(SECOND.parse::<IpAddr>().unwrap(), 53);
+    let resolver = std::thread::spawn(move || {
+        let mut query = [0; 512];
+        for _ in 0..ROUNDS {
+            let (len, client) = crate::rig::socket::receive(&true_one, &mut query).unwrap();
+            let forged = address_for(&query[..len], 66);
+            let changed = |at: usize, by: u8| {
+                let mut forged = forged.clone();
+                forged[at] ^= by;
+                forged
+            };
+            // Right in everything but where they come from.
+            other_port.send_to(&forged, client).unwrap();
+            other_address.send_to(&forged, client).unwrap();
+            // From the right place, with another ID, about another name, about another type, and no answer at all.
+            for wrong in [changed(1, 1), changed(13, 2), changed(len - 3, 1), changed(2, 0x80)] {
+                true_one.send_to(&wrong, client).unwrap();
+            }
+            true_one.send_to(&address_for(&query[..len], 1), client).unwrap();
+        }
+    });
+    let hythe = asking_far(&site, ANY).run();
+    for round in 0..ROUNDS {
+        assert_eq!(dig(&hythe.guest, &format!("+noedns name{round}.test A")), ["203.0.113.1"]);
+    }
+    resolver.join().unwrap();
+    let counters = hythe.counters();
+    assert_eq!(counters.get("dns_mismatched"), 4 * ROUNDS as u64);
+    // What is kept is the truth, too.
+    for round in 0..ROUNDS {
+        assert_eq!(dig(&hythe.guest, &format!("+noedns name{round}.test A")), ["203.0.113.1"]);
+    }
+    assert_eq!(hythe.counters().get("dns_cache_hits"), ROUNDS as u64);
+    hythe.stop().assert_clean(0);
+}

@@ -187,9 +187,9 @@ fn the_helper_of_an_attached_namespace_has_no_capability_left() {
     let (site, guest) = (Site::new(), Netns::new());
     let resident = Program::start(&guest, &["sleep", "1000"]);
     let hythe = start(&site).attach(&format!("--pid {}", resident.pid()), &guest);
-    // The other child binds ports, in the host's namespace.
+    // The other children bind ports, and start evaluators of PAC scripts, in the host's namespace.
     let children = process::children(hythe.pid());
-    assert_eq!(children.len(), 2);
+    assert_eq!(children.len(), 3);
     let is_inside = |pid: &i32| process::netns_inode(*pid) == Some(guest.inode());
     let helpers: Vec<i32> = children.into_iter().filter(is_inside).collect();
     assert_eq!(helpers.len(), 1);

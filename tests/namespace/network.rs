@@ -6,7 +6,6 @@
 //! ```
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -20,42 +19,8 @@ use crate::rig::netns::Netns;
 use crate::rig::process;
 use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::socket;
+use crate::rig::vpn::{INSIDE, Vpn};
 use crate::rig::wait::{PATIENCE, pause, wait_until};
-
-/// The network of the VPN that both families' servers are in; only the VPN leads there.
-const INSIDE: u8 = 9;
-
-/// A VPN's other end.
-struct Vpn(Netns);
-
-impl Vpn {
-    fn host(family: Family) -> IpAddr {
-        if family == Family::V4 { "10.99.0.2" } else { "fd99::2" }.parse().unwrap()
-    }
-
-    /// Comes up: a link, addresses, and a route to a network that nobody else reaches.
-    fn up(host: &Netns) -> Self {
-        let vpn = Netns::new();
-        let path = vpn.path().display().to_string();
-        host.ip(&format!("link add vpn0 type veth peer name vpn1 netns {path}"));
-        vpn.ip("link set lo up
-                addr add 10.99.0.1/24 dev vpn1
-                addr add fd99::1/64 dev vpn1 nodad
-                addr add 198.18.9.1/32 dev lo
-                addr add 2001:db8:9::1/128 dev lo
-                link set vpn1 up");
-        host.ip("addr add 10.99.0.2/24 dev vpn0
-                 addr add fd99::2/64 dev vpn0 nodad
-                 link set vpn0 up
-                 route add 198.18.9.0/24 via 10.99.0.1
-                 -6 route add 2001:db8:9::/64 via fd99::1");
-        Self(vpn)
-    }
-
-    fn down(host: &Netns) {
-        host.ip("link del vpn0");
-    }
-}
 
 /// What is told of changes.
 struct Listener(BufReader<UnixStream>);

@@ -19,6 +19,7 @@ use crate::rig::bytes::{accept, echo, expect_echo, transfer};
 use crate::rig::cell::{ANY, Cell, Engine, on_every_cell};
 use crate::rig::directory::Directory;
 use crate::rig::hythe::{Hythe, PROGRAM};
+use crate::rig::mounts::Mounts;
 use crate::rig::netns::Netns;
 use crate::rig::process;
 use crate::rig::program::Program;
@@ -674,7 +675,9 @@ fn the_api_is_as_its_description_says() {
     let _busy = quiet::busy();
     let site = Site::new();
     let control = Control::new();
-    let hythe = Hythe::of(&site.host, ANY).options(&control.option()).run();
+    // Names are asked of nobody, who refuses at once.
+    let nobody = |mounts: &Mounts| mounts.resolv_conf("nameserver 127.0.0.1\n");
+    let hythe = Hythe::of(&site.host, ANY).options(&control.option()).mounts(nobody).run();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let listener = site.host.listen(Family::V4.loopback(), 0);
     socket2::SockRef::from(&listener).set_read_timeout(None).unwrap();

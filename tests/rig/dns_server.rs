@@ -174,6 +174,11 @@ impl Shared {
                 (A, vec![203, 0, 113, 10]),
                 (AAAA, [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10].to_vec()),
             ],
+            // A company's proxies; what is reached through them alone, and what is not (tests/rig/company).
+            "proxy.test" => both([198, 51, 100, 1], 0, 1),
+            "websocket.origin.test" => both([198, 18, 9, 2], 9, 2),
+            name if name.ends_with(".origin.test") => both([198, 18, 9, 1], 9, 1),
+            name if name == "direct.test" || name.ends_with(".direct.test") => both([198, 51, 100, 1], 0, 1),
             "whoami.test" => vec![(A, self.identity.to_vec())],
             "text.test" => vec![(TXT, [strings(b"one string"), strings(b"another")].concat())],
             "mail.test" => vec![(MX, [&[0, 10][..], &name("mx.test")].concat())],
@@ -189,6 +194,12 @@ impl Shared {
         };
         (0, records.into_iter().filter(|(of, _)| *of == kind).map(|(_, data)| data).collect())
     }
+}
+
+/// A name's addresses of both families: `v4`, and 2001:db8:`net`::`host`.
+fn both(v4: [u8; 4], net: u8, host: u8) -> Vec<(u16, Vec<u8>)> {
+    let v6 = [0x20, 1, 0xd, 0xb8, 0, net, 0, 0, 0, 0, 0, 0, 0, 0, 0, host];
+    vec![(A, v4.to_vec()), (AAAA, v6.to_vec())]
 }
 
 /// Bytes of text that `large.test` has.

@@ -25,6 +25,9 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_hythe");
 /// The variable by which all processes that come of one start are known.
 const MARK: &str = "HYTHE_TEST";
 
+/// The variables by which programs find a proxy, in one of the two cases in which they are read.
+const PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+
 /// Lines of hythe's log that a test shows when it fails.
 const LAST_LINES: usize = 60;
 
@@ -116,6 +119,18 @@ impl Start<'_> {
         self
     }
 
+    /// Adds words as they are.
+    pub fn words(mut self, words: &[&str]) -> Self {
+        self.options.extend(words.iter().map(|word| (*word).to_string()));
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+
     /// What hythe is to see differently; called on the thread that starts it.
     pub fn mounts(mut self, change: impl FnOnce(&Mounts) + Send + 'static) -> Self {
         self.mounts = Some(Box::new(change));
@@ -156,6 +171,10 @@ impl Start<'_> {
             }
             let (name, value) = mark.split_once('=').unwrap();
             command.env(name, value).env_remove("HYTHE_LOG").current_dir("/");
+            // Whoever runs the tests may be behind a proxy.
+            for name in PROXY_VARIABLES {
+                command.env_remove(name).env_remove(name.to_lowercase());
+            }
             command.envs(variables);
             command.args([mode, "--engine", cell.engine_name(), "--workers", &cell.workers.to_string()]);
             command.args(&options).args(words);

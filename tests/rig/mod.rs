@@ -16,8 +16,10 @@
 
 pub mod bytes;
 pub mod cell;
+pub mod company;
 pub mod directory;
 pub mod dns_server;
+pub mod http;
 pub mod hythe;
 pub mod mounts;
 pub mod netns;
@@ -28,4 +30,5 @@ pub mod program;
 pub mod quiet;
 pub mod site;
 pub mod socket;
+pub mod vpn;
 pub mod wait;

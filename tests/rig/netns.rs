@@ -162,6 +162,8 @@ impl Netns {
         let opened = wait_within(PATIENCE, || match self.run(&socket) {
             // A process that is being started has copies of all sockets, also of closed ones, until it executes.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            // An address of IPv6 is tentative for a moment, also on a loopback: the kernel sets it from a queue.
+            Err(error) if name.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable => None,
             other => Some(other),
         });
         let opened = opened.unwrap_or_else(|| Err(io::ErrorKind::AddrInUse.into()));

@@ -22,6 +22,21 @@ pub fn with_environment(variable: &str) -> Vec<i32> {
     all().filter(has).collect()
 }
 
+/// What the kernel calls a process: the program's name, most often.
+pub fn name(pid: i32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())
+}
+
+/// The words that a process was started with, each with a zero byte behind it.
+pub fn arguments(pid: i32) -> Vec<u8> {
+    fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// The most memory that a process has had in use, in KiB.
+pub fn peak_resident_kib(pid: i32) -> u64 {
+    status_field(pid, "VmHWM")
+}
+
 /// Children of a process.
 pub fn children(parent: i32) -> Vec<i32> {
     all().filter(|pid| stat_field(*pid, 4) == Some(parent as u64)).collect()

@@ -128,7 +128,7 @@ impl Site {
 }
 
 /// Joins two namespaces by segment `number`.
-fn wire(number: usize, left: &Netns, right: &Netns) {
+pub fn wire(number: usize, left: &Netns, right: &Netns) {
     let right_path = right.path();
     left.ip(&format!("link add up{number} type veth peer name down{number} netns {}", right_path.display()));
     for (netns, name, last) in [(left, format!("up{number}"), 2), (right, format!("down{number}"), 1)] {

@@ -62,3 +62,31 @@ pub fn path_mtu(socket: &impl AsRawFd, family: Family) -> i32 {
     assert_eq!(got, 0, "{}", io::Error::last_os_error());
     mtu
 }
+
+/// Bytes that the other side has not acknowledged yet.
+pub fn unacknowledged(socket: &impl AsRawFd) -> i32 {
+    let mut bytes = 0i32;
+    // SAFETY: `bytes` is an int, which is what this call writes (tcp(7)).
+    let got = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(got, 0, "{}", io::Error::last_os_error());
+    bytes
+}
+
+/// Bytes of a stream that its peer has acknowledged (`TCP_INFO`).
+pub fn bytes_acknowledged(stream: &impl AsRawFd) -> u64 {
+    /// Where `tcpi_bytes_acked` lies (linux/tcp.h).
+    const BYTES_ACKED: usize = 120;
+    let (mut info, mut len) = ([0u8; 256], 256u32);
+    // SAFETY: `info` is valid for `len` bytes.
+    let got = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    assert!(got == 0 && len as usize >= BYTES_ACKED + 8, "{}", io::Error::last_os_error());
+    u64::from_ne_bytes(*info[BYTES_ACKED..].first_chunk().unwrap())
+}

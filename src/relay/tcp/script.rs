@@ -74,6 +74,12 @@ impl Script {
         self.relay.expired(&self.config, self.now);
     }
 
+    /// The clock goes on, and nobody is there to do what is due; then somebody is.
+    pub fn sleep(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.relay.expired(&self.config, self.now);
+    }
+
     /// The guest sends a segment.
     pub fn guest_gives(&mut self, line: &str) -> Disposition {
         let head = parse(line, GUEST_ISN, ISN, if line.contains('S') { 0 } else { self.guest_scale });

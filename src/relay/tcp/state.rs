@@ -93,6 +93,9 @@ pub struct TcpRelay {
     acknowledge_at: Alarm,
 }
 
+/// Whoever does something so much too late was away. A worker that others keep from running is back much sooner.
+const ABSENCE: Duration = Duration::from_secs(10);
+
 /// Acknowledged bytes are discarded when there are so many; the few of a question or an answer wait for others, since
 /// each discard is a system call. More must not wait: the kernel counts a buffer of 64 KiB as full until its last byte is
 /// gone, and closes the peer's window for it.
@@ -606,8 +609,19 @@ impl TcpRelay {
             + config.keep_alive_interval * u32::from(self.keep_alive_probes)
     }
 
+    /// Nobody was here when something was due: the machine slept, or was stopped. The guest's silence since then says nothing,
+    /// so it counts as silent as it was then; what is due now is done once, and waited for anew.
+    fn discount_absence(&mut self, config: &Config, now: Now) {
+        let Some(due) = self.next_deadline(config) else { return };
+        let absence = now - due;
+        if absence >= ABSENCE {
+            self.last_heard = self.last_heard + absence;
+        }
+    }
+
     /// Time has passed: does what is due by now.
     pub fn expired(&mut self, config: &Config, now: Now) {
+        self.discount_absence(config, now);
         if self.acknowledge_at.get().is_some_and(|at| at <= now) {
             self.acknowledge_at = Alarm::NONE;
             self.receive.delay_over();

@@ -618,3 +618,67 @@ fn an_idle_connection_lives_until_the_guest_leaves_probes_unanswered() {
     s.wait(1000 * S);
     assert_eq!(s.relay.over(), Some(Over::GuestGone));
 }
+
+// Sleep and wake: nobody ran for hours, and the clock went on.
+
+#[test]
+fn a_night_brings_one_probe_and_then_the_guest_has_its_time() {
+    let mut s = Script::open();
+    s.sleep(9 * 3600 * S);
+    s.expect(". 0 ack 1");
+    s.quiet();
+    // Much later than a link takes, and much earlier than the guest counts as gone.
+    s.wait(5 * S);
+    s.quiet();
+    s.guest(". 1 ack 1 win 64256");
+    s.host_data(1000, "P. 1 len 1000");
+    assert_eq!(s.relay.over(), None);
+}
+
+#[test]
+fn a_guest_that_is_not_there_after_a_night_is_given_up_as_ever() {
+    let mut s = Script::open();
+    s.sleep(9 * 3600 * S);
+    for _ in 0..8 {
+        s.expect(". 0 ack 1");
+        s.quiet();
+        s.wait(75 * S);
+    }
+    assert_eq!(s.relay.over(), None);
+    s.expect(". 0 ack 1");
+    s.wait(76 * S);
+    assert_eq!(s.relay.over(), Some(Over::GuestGone));
+}
+
+#[test]
+fn bytes_that_slept_on_their_way_are_sent_again_once_at_a_time() {
+    let mut s = Script::open();
+    s.host_data(1000, "P. 1 len 1000");
+    // It was lost a few times before the night already.
+    for _ in 0..5 {
+        s.wait(7 * S);
+        if s.relay.wanted(&s.config).is_some() {
+            s.send_wanted(1000, "P. 1 len 1000");
+        }
+    }
+    let before = s.relay.over();
+    s.sleep(9 * 3600 * S);
+    assert_eq!((before, s.relay.over()), (None, None), "its silence in the night does not count");
+    s.send_wanted(1000, "P. 1 len 1000");
+    s.quiet();
+    s.guest(". 1 ack 1001 win 64256");
+    s.quiet();
+}
+
+#[test]
+fn a_client_that_waits_for_the_guest_waits_on_after_a_night() {
+    let mut s = Script::inbound();
+    s.expect("S 0");
+    s.sleep(9 * 3600 * S);
+    assert_eq!(s.relay.over(), None);
+    s.expect("S 0");
+    for _ in 0..40 {
+        s.wait(S);
+    }
+    assert_eq!(s.relay.over(), Some(Over::GuestSilent));
+}

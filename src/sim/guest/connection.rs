@@ -78,6 +78,8 @@ pub struct Connection {
     reset_due: bool,
     heard: Now,
     probes: u32,
+    /// When the last one went out: Linux counts from there, so that a guest that has slept sends one at a time, too.
+    probed: Now,
     openings: u32,
     closed_first: bool,
 }
@@ -120,6 +122,7 @@ impl Connection {
             reset_due: false,
             heard: now,
             probes: 0,
+            probed: now,
             openings: 0,
             closed_first: false,
             stage,
@@ -326,7 +329,10 @@ impl Connection {
         let idle = self.tcp.keep_alive_ns.unwrap_or(KEEP_ALIVE_NS);
         let interval =
             self.tcp.keep_alive_ns.map_or(KEEP_ALIVE_INTERVAL_NS, |idle| idle.min(KEEP_ALIVE_INTERVAL_NS));
-        Now(self.heard.0 + idle + u64::from(self.probes) * interval)
+        match self.probes {
+            0 => Now(self.heard.0 + idle),
+            _ => Now(self.probed.0 + interval),
+        }
     }
 
     fn room(&self) -> u64 {
@@ -417,6 +423,7 @@ impl Connection {
             }
             if self.keep_alive_at() <= now {
                 self.probes += 1;
+                self.probed = now;
                 if self.probes > KEEP_ALIVE_PROBES {
                     self.end(State::Closed, Ending::Silence);
                     return;

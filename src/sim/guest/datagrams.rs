@@ -165,6 +165,11 @@ impl Conversations {
         }
     }
 
+    /// Datagrams that came back.
+    pub fn came(&self) -> usize {
+        self.all.iter().map(|one| one.came.len()).sum()
+    }
+
     /// What must hold in the end; `lossless` says that nothing was lost on the way.
     pub fn conclude(&self, lossless: bool) -> Result<(), String> {
         for (index, one) in self.all.iter().enumerate() {

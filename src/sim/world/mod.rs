@@ -123,6 +123,7 @@ struct World {
     waiting: Vec<usize>,
     started: Vec<bool>,
     overflowed: u64,
+    frames_to_guest: u64,
     probes: Vec<u32>,
 }
 
@@ -158,6 +159,7 @@ impl World {
             waiting,
             started: vec![false; count],
             overflowed: 0,
+            frames_to_guest: 0,
             probes: vec![0; count],
             plan,
             stage,
@@ -411,6 +413,7 @@ impl World {
     }
 
     fn frame_to_guest(&mut self, queue: usize, frame: Frame) {
+        self.frames_to_guest += 1;
         if let Some((remote, guest)) = wire::ends(&frame) {
             self.queues.entry((guest, remote)).or_insert(queue);
         }

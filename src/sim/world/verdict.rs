@@ -33,6 +33,12 @@ pub struct Outcome {
     pub keep_alives: usize,
     /// Times that a connection moved to another worker.
     pub moves: u64,
+    /// Frames that hythe has sent to the guest.
+    pub frames_to_guest: u64,
+    /// Datagrams of the guest's that came back.
+    pub datagrams_back: usize,
+    /// Mappings that were opened for it.
+    pub mappings_opened: u64,
 }
 
 impl Outcome {
@@ -50,6 +56,9 @@ impl Outcome {
             sent_bytes: (0, 0),
             keep_alives: 0,
             moves: 0,
+            frames_to_guest: 0,
+            datagrams_back: 0,
+            mappings_opened: 0,
         }
     }
 }
@@ -157,6 +166,9 @@ impl World {
             sent_bytes: self.kernel.borrow().sent_bytes,
             keep_alives: books.progress.iter().filter(|progress| progress.keep_alive).count(),
             moves: self.stations.iter().map(Station::moves).sum(),
+            frames_to_guest: self.frames_to_guest,
+            datagrams_back: self.guest.conversations.came(),
+            mappings_opened: self.stations.iter().map(Station::mappings_opened).sum(),
         }
     }
 }

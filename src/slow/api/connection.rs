@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -17,10 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::UnixStream;
-use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Caller;
@@ -28,15 +24,10 @@ use super::list::Answer;
 use super::problem::{MEDIA_TYPE, Refusal};
 use super::router::Router;
 use crate::control::shapes::Code;
+use crate::slow::shared_stream::SharedStream;
 
 /// How long a request may take to come, and its answer to be read, each without a sign of life.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long what a caller still says is heard after the last word to it.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-/// So many bytes are, at the most.
-const FORGOTTEN_MAX: usize = 1 << 20;
 
 /// The longest head of a request, in bytes.
 const HEAD_MAX: usize = 64 << 10;
@@ -44,7 +35,7 @@ const HEAD_MAX: usize = 64 << 10;
 type Answered = Pin<Box<dyn Future<Output = Result<Response<Answer>, Infallible>>>>;
 
 /// Answers a caller until it goes.
-pub async fn serve(stream: Rc<UnixStream>, router: Rc<Router>, caller: Caller) {
+pub async fn serve(stream: SharedStream, router: Rc<Router>, caller: Caller) {
     let service = service_fn(move |request: Request<Incoming>| -> Answered {
         let (router, caller) = (router.clone(), caller.clone());
         Box::pin(async move { Ok(router.answer(&caller, request).await) })
@@ -65,40 +56,18 @@ pub async fn serve(stream: Rc<UnixStream>, router: Rc<Router>, caller: Caller) {
         let words = plain(&Refusal::new(StatusCode::REQUEST_TIMEOUT, Code::TooSlow, detail));
         let _ = stream.write_all(&words).await;
     }
-    leave(&stream.stream).await;
+    stream.stream.leave().await;
 }
 
 /// Tells a caller that there is no seat.
-pub async fn send_away(stream: &UnixStream) {
+pub async fn send_away(stream: &SharedStream) {
     let detail = "too many callers at a time; try again";
     let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Code::Exhausted, detail);
     // A new connection's buffer has room, which is to be waited for only because nobody has looked yet.
-    if timeout(FAREWELL, stream.writable()).await.is_ok() {
-        let _ = stream.try_write(&plain(&refusal));
-        leave(stream).await;
+    if timeout(PATIENCE, stream.get().writable()).await.is_ok() {
+        let _ = stream.get().try_write(&plain(&refusal));
+        stream.leave().await;
     }
-}
-
-/// Ends a stream so that its peer hears what was said last. Closing it while there is something to read would break it off (RFC 9112,
-/// 9.6): what still comes is read and forgotten, for a while.
-async fn leave(stream: &UnixStream) {
-    let _ = SockRef::from(stream).shutdown(Shutdown::Write);
-    let forget = async {
-        let mut bytes = [0; 4096];
-        for _ in 0..FORGOTTEN_MAX / bytes.len() {
-            if stream.readable().await.is_err() {
-                return;
-            }
-            match stream.try_read(&mut bytes) {
-                Ok(0) => return,
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-                _ => {}
-            }
-            // One that never stops is not the only one to be served.
-            yield_now().await;
-        }
-    };
-    let _ = timeout(FAREWELL, forget).await;
 }
 
 /// A whole answer, for where hyper writes none.
@@ -113,13 +82,13 @@ fn plain(refusal: &Refusal) -> Vec<u8> {
 
 /// A stream whose peer has to read what is written, within a time each bit.
 struct Patient {
-    stream: Rc<UnixStream>,
+    stream: SharedStream,
     deadline: Pin<Box<Sleep>>,
     waits: bool,
 }
 
 impl Patient {
-    fn new(stream: Rc<UnixStream>) -> Self {
+    fn new(stream: SharedStream) -> Self {
         Self { stream, deadline: Box::pin(sleep(PATIENCE)), waits: false }
     }
 
@@ -140,17 +109,11 @@ impl Patient {
 
 impl AsyncRead for Patient {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read(buffer.initialize_unfilled()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(|len| buffer.advance(len))),
-            }
-        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -164,14 +127,8 @@ impl AsyncWrite for Patient {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            let ready = self.stream.poll_write_ready(cx);
-            ready!(self.wait(cx, ready))?;
-            match self.stream.try_write_vectored(pieces) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        self.wait(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,7 +139,7 @@ impl AsyncWrite for Patient {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&*self.stream).shutdown(Shutdown::Write))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -15,12 +15,14 @@
 //! What is said is in [`crate::control::shapes`] and docs/openapi.json.
 
 mod connection;
+mod explain;
 mod following;
 mod forwarder;
 mod held;
 mod list;
 mod presence;
 mod problem;
+mod proxies;
 mod records;
 mod router;
 #[cfg(test)]
@@ -41,8 +43,11 @@ use super::dns::Dns;
 use super::events::Events;
 use super::ports::Publishing;
 use super::ports::table::Publisher;
+use super::proxy::Proxy;
+use super::shared_stream::SharedStream;
 use crate::host::engine::EngineKind;
 use crate::policy::guest_api::GuestApi;
+pub use explain::Explainer;
 use presence::Presence;
 use router::Router;
 
@@ -131,7 +136,7 @@ impl Seats {
     }
 
     /// Tells a caller that there is no seat, unless very many are being told so.
-    fn send_away(&self, stream: Rc<UnixStream>) {
+    fn send_away(&self, stream: SharedStream) {
         let Ok(way_out) = self.way_out.clone().try_acquire_owned() else { return };
         spawn_local(async move {
             connection::send_away(&stream).await;
@@ -142,10 +147,17 @@ impl Seats {
 
 impl Api {
     /// What answers callers about these ports.
-    pub fn new(settings: Settings, publishing: Rc<Publishing>, events: Rc<Events>, dns: Dns) -> Self {
+    pub fn new(
+        settings: Settings,
+        publishing: Rc<Publishing>,
+        events: Rc<Events>,
+        dns: Dns,
+        proxy: Proxy,
+        explainer: Explainer,
+    ) -> Self {
         let Settings { about, guest, connections, guest_connections } = settings;
         Self {
-            router: Rc::new(Router::new(publishing, events, dns, about, guest)),
+            router: Rc::new(Router::new(publishing, events, dns, proxy, explainer, about, guest)),
             host: Seats::new(connections),
             guest: Seats::new(guest_connections),
         }
@@ -178,7 +190,7 @@ impl Api {
     }
 
     fn serve(&self, stream: UnixStream, door: &Seats, publisher: Publisher, address: Option<IpAddr>) {
-        let stream = Rc::new(stream);
+        let stream = SharedStream::new(stream);
         let Ok(seat) = door.seats.clone().try_acquire_owned() else { return door.send_away(stream) };
         let caller = Caller { publisher, address, presence: Presence::of(stream.clone()) };
         let router = self.router.clone();

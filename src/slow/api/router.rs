@@ -3,11 +3,15 @@
 //! ```text
 //! GET    /v1/status
 //! GET    /v1/events                 what changes from now on, a line each; for the host's programs
+//! GET    /v1/explain?destination=…   what would become of the guest's traffic; for the host's programs
 //! GET    /v1/ports                 those of the caller
 //! POST   /v1/ports                 {"publish": [SPEC, …]}: all of them, or none
 //! DELETE /v1/ports?spec=SPEC&…     all of them, or none
 //! GET    /v1/ports/ID
 //! DELETE /v1/ports/ID
+//! GET    /v1/proxy                 which proxy the guest's connections go by; for the host's programs
+//! PUT    /v1/proxy                 {"http": URL, …}: another one, for new connections
+//! DELETE /v1/proxy                 none
 //! /v1/dns, /services/dns/…         see [`super::records`]
 //! /services/forwarder/…            see [`super::forwarder`]
 //! ```
@@ -24,11 +28,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
 use super::connection::PATIENCE;
+use super::explain::Explainer;
 use super::following::Following;
 use super::forwarder;
 use super::held::Lasting;
 use super::list::{Answer, List};
 use super::problem::Refusal;
+use super::proxies;
 use super::records;
 use super::{About, Caller};
 use crate::control::shapes::{BODY_MAX, Code, Port, Ports, Publish, REMOVED_MAX, SPECS_MAX, Status};
@@ -38,6 +44,7 @@ use crate::slow::dns::Dns;
 use crate::slow::events::Events;
 use crate::slow::ports::table::Publisher;
 use crate::slow::ports::{Published, Publishing, Removal, Turn};
+use crate::slow::proxy::Proxy;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -54,6 +61,8 @@ pub struct Router {
     publishing: Rc<Publishing>,
     events: Rc<Events>,
     dns: Dns,
+    proxy: Proxy,
+    explainer: Explainer,
     about: About,
     /// What the guest may ask.
     guest: GuestApi,
@@ -64,9 +73,11 @@ enum Resource {
     Forwarder(forwarder::Call),
     Status,
     Events,
+    Explain,
     Records,
     Zones,
     AddZone,
+    Proxy,
     Ports,
     Port(u32),
 }
@@ -77,7 +88,9 @@ impl Resource {
             "/v1/dns" => Some(Self::Records),
             "/services/dns/all" => Some(Self::Zones),
             "/services/dns/add" => Some(Self::AddZone),
+            "/v1/proxy" => Some(Self::Proxy),
             "/v1/events" => Some(Self::Events),
+            "/v1/explain" => Some(Self::Explain),
             "/v1/status" => Some(Self::Status),
             "/v1/ports" => Some(Self::Ports),
             _ if path.starts_with(forwarder::PREFIX) => forwarder::Call::at(path).map(Self::Forwarder),
@@ -92,8 +105,9 @@ impl Resource {
     fn methods(&self) -> &'static str {
         match self {
             Self::Forwarder(call) => call.method(),
-            Self::Status | Self::Events | Self::Zones => "GET",
+            Self::Status | Self::Events | Self::Explain | Self::Zones => "GET",
             Self::AddZone => "POST",
+            Self::Proxy => "GET, PUT, DELETE",
             Self::Records | Self::Ports => "GET, POST, DELETE",
             Self::Port(_) => "GET, DELETE",
         }
@@ -108,10 +122,12 @@ impl Router {
         publishing: Rc<Publishing>,
         events: Rc<Events>,
         dns: Dns,
+        proxy: Proxy,
+        explainer: Explainer,
         about: About,
         guest: GuestApi,
     ) -> Self {
-        Self { publishing, events, dns, about, guest }
+        Self { publishing, events, dns, proxy, explainer, about, guest }
     }
 
     /// Answers a request of a caller.
@@ -138,15 +154,22 @@ impl Router {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Code::UnknownPath,
-                "nothing is here; there are /v1/ports, /v1/dns, /v1/status, /v1/events and /services/",
+                "nothing is here; there are /v1/ports, /v1/dns, /v1/explain, /v1/proxy, /v1/status, /v1/events and /services/",
             ));
         };
         let method = request.method().clone();
         if resource.methods().split(", ").all(|known| known != method) {
             return Err(Refusal::method(resource.methods()));
         }
-        let is_hosts =
-            matches!(resource, Resource::Events | Resource::Records | Resource::Zones | Resource::AddZone);
+        let is_hosts = matches!(
+            resource,
+            Resource::Events
+                | Resource::Explain
+                | Resource::Records
+                | Resource::Zones
+                | Resource::AddZone
+                | Resource::Proxy
+        );
         if is_hosts && caller.publisher == Publisher::Guest {
             let detail = "this is the host's, and not the guest's to know or to change";
             return Err(Refusal::new(StatusCode::FORBIDDEN, Code::Forbidden, detail));
@@ -166,6 +189,10 @@ impl Router {
                 response.headers_mut().insert(CONTENT_TYPE, LINES);
                 Ok(response)
             }
+            (Resource::Explain, Method::GET) => {
+                let query = request.uri().query().unwrap_or_default();
+                Ok(json(StatusCode::OK, &self.explainer.answer(query).await?))
+            }
             (Resource::Records, Method::GET) => Ok(json(StatusCode::OK, &records::all(&self.dns))),
             (Resource::Records, Method::POST) => {
                 let body = json_body(request).await?;
@@ -181,6 +208,14 @@ impl Router {
                     Ok(bytes) => records::add_zone(&self.dns, &bytes),
                     Err(refusal) => Err(refusal.detail().to_string()),
                 }))
+            }
+            (Resource::Proxy, Method::GET) => Ok(json(StatusCode::OK, &proxies::shown(&self.proxy))),
+            (Resource::Proxy, Method::PUT) => {
+                let body = json_body(request).await?;
+                Ok(json(StatusCode::OK, &proxies::set(&self.proxy, &body).await?))
+            }
+            (Resource::Proxy, Method::DELETE) => {
+                Ok(json(StatusCode::OK, &proxies::clear(&self.proxy).await?))
             }
             (Resource::Ports, Method::GET) => {
                 Ok(list(StatusCode::OK, List::of_table(self.publishing.clone(), publisher)))

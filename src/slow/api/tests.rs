@@ -15,14 +15,18 @@ use tokio::net::UnixStream;
 
 use super::presence::Presence;
 use super::router::Router;
-use super::{About, Caller, connection};
+use super::{About, Caller, Explainer, connection};
 use crate::control::shapes::BODY_MAX;
 use crate::host::engine::EngineKind;
+use crate::netlink::Netlink;
 use crate::policy::guest_api::{GuestApi, GuestBounds};
+use crate::policy::proxy::ProxySettings;
+use crate::slow::current_addresses::CurrentAddresses;
 use crate::slow::dns::{self, Dns};
 use crate::slow::ports::Publishing;
 use crate::slow::ports::table::{Publisher, Table};
 use crate::slow::ports::tests::{Bench, free_ports};
+use crate::slow::shared_stream::SharedStream;
 
 fn router(publishing: &Rc<Publishing>) -> Rc<Router> {
     router_for(publishing, GuestApi::Publish)
@@ -36,7 +40,11 @@ fn router_for(publishing: &Rc<Publishing>, guest: GuestApi) -> Rc<Router> {
         guest: vec!["192.168.65.3".parse().unwrap()],
         gateway: vec!["192.168.65.1".parse().unwrap()],
     };
-    Rc::new(Router::new(publishing.clone(), Rc::default(), dns(), about, guest))
+    let (dns, addresses) = (dns(), Arc::new(crate::slow::neighbours::tests::addresses()));
+    let current = Rc::new(CurrentAddresses::new(addresses, Vec::new()));
+    let proxy = crate::slow::proxy::tests::proxy(ProxySettings::default());
+    let explainer = Explainer::new(dns.clone(), current, proxy.clone(), Netlink::open().unwrap());
+    Rc::new(Router::new(publishing.clone(), Rc::default(), dns, proxy, explainer, about, guest))
 }
 
 fn dns() -> Dns {
@@ -44,7 +52,7 @@ fn dns() -> Dns {
 }
 
 /// Somebody at the other end of a stream.
-fn caller(publisher: Publisher, stream: Rc<UnixStream>) -> Caller {
+fn caller(publisher: Publisher, stream: SharedStream) -> Caller {
     let address = (publisher == Publisher::Guest).then(|| "192.168.65.3".parse().unwrap());
     Caller { publisher, address, presence: Presence::of(stream) }
 }
@@ -53,7 +61,7 @@ fn caller(publisher: Publisher, stream: Rc<UnixStream>) -> Caller {
 fn somebody(publisher: Publisher) -> Caller {
     let (one, other) = UnixStream::pair().unwrap();
     std::mem::forget(other);
-    caller(publisher, Rc::new(one))
+    caller(publisher, SharedStream::new(one))
 }
 
 /// An answer, its body understood.
@@ -264,7 +272,7 @@ fn a_long_list_comes_in_pieces_and_whole() {
 }
 
 async fn serve(stream: UnixStream, router: Rc<Router>, publisher: Publisher) {
-    let stream = Rc::new(stream);
+    let stream = SharedStream::new(stream);
     connection::serve(stream.clone(), router, caller(publisher, stream)).await;
 }
 
@@ -451,6 +459,35 @@ fn ports_are_forwarded_in_gvproxys_words() {
 }
 
 #[test]
+fn a_destination_is_explained_to_the_host_alone() {
+    Bench::for_guest(bounds()).run(async |publishing| {
+        let router = router(&publishing);
+        let target = "/v1/explain?destination=192.168.65.254:8080/udp";
+        let explained = ask(&router, "GET", target, &json!(null)).await;
+        let way = &explained.body["ways"][0];
+        assert_eq!((explained.status, &way["meaning"]), (200, &json!("host")), "{explained:?}");
+        assert_eq!(way["route"]["interface"], "lo");
+        let named =
+            ask(&router, "GET", "/v1/explain?destination=gateway.docker.internal", &json!(null)).await;
+        assert_eq!(named.body["names"][0]["from"], "link");
+        assert_eq!(named.body["ways"][0]["meaning"], "gateway");
+        assert_eq!(guest_asks(&router, "GET", target, &json!(null)).await.status, 403);
+        assert_eq!(ask(&router, "POST", target, &json!(null)).await.status, 405);
+        for (query, status) in [
+            ("", 400),
+            ("?destination", 422),
+            ("?destination=a&destination=b", 400),
+            ("?destination=a%00b", 422),
+            ("?host=a", 400),
+            ("?destination=a:b", 422),
+        ] {
+            let refused = ask(&router, "GET", &format!("/v1/explain{query}"), &json!(null)).await;
+            assert_eq!(refused.status, status, "{query}: {refused:?}");
+        }
+    });
+}
+
+#[test]
 fn names_are_added_told_and_removed_by_the_host_alone() {
     Bench::for_guest(bounds()).run(async |publishing| {
         let router = router(&publishing);
@@ -616,7 +653,7 @@ fn a_holder_that_has_vanished_is_found_out_by_writing_to_it() {
         let (told, removed) = tokio::sync::oneshot::channel();
         let held = crate::slow::ports::held::Held::new(vec![1], vec![removed], let_go);
         let mut lasting =
-            super::held::Lasting::new(Bytes::from_static(b"x"), held, Presence::of(Rc::new(one)));
+            super::held::Lasting::new(Bytes::from_static(b"x"), held, Presence::of(SharedStream::new(one)));
         let mut next = async || std::future::poll_fn(|cx| lasting.poll_piece(cx)).await;
         assert_eq!(next().await.unwrap(), "x");
         assert_eq!(next().await.unwrap(), "\n");

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::Transport;
 use super::message::Query;
 use super::reply::{Keeping, age, keeping};
+use crate::time::slept;
 
 /// Bytes that may be kept, by entry that may be: three times what a common answer has.
 const BYTES_PER_ENTRY: usize = 1024;
@@ -29,8 +30,21 @@ type Key = Box<[u8]>;
 struct Kept {
     reply: Box<[u8]>,
     ttls: Box<[u16]>,
-    since: Instant,
-    until: Instant,
+    since: Moment,
+    lifetime: Duration,
+}
+
+/// A point in time by the runtime's clock, which stands still while the machine sleeps, and how long it has slept by then.
+#[derive(Clone, Copy)]
+struct Moment {
+    awake: Instant,
+    slept: Duration,
+}
+
+impl Moment {
+    fn since(self, earlier: Self) -> Duration {
+        self.awake - earlier.awake + self.slept.saturating_sub(earlier.slept)
+    }
 }
 
 /// Answers that were kept.
@@ -41,6 +55,8 @@ pub(super) struct Cache {
     /// Which answers count: those that were asked for under an earlier number may be of a resolver that is not asked any
     /// more.
     era: u64,
+    /// How long the machine has slept so far: answers grow old then, too.
+    slept: fn() -> Duration,
 }
 
 /// Where an answer may be put that is not known yet.
@@ -63,17 +79,21 @@ impl Cache {
     /// Keeps so many answers; with zero, none.
     pub fn new(entries_max: usize) -> Self {
         let kept = LruCache::unbounded_with_hasher(RandomState::new());
-        Self { kept, entries_max, bytes: 0, era: 0 }
+        Self { kept, entries_max, bytes: 0, era: 0, slept }
+    }
+
+    fn now(&self) -> Moment {
+        Moment { awake: Instant::now(), slept: (self.slept)() }
     }
 
     /// Looks for an answer.
     pub fn look_up(&mut self, query: &Query<'_>, transport: Transport) -> Kind {
         let Some(key) = self.key(query, transport) else { return Kind::Foreign };
-        let now = Instant::now();
+        let now = self.now();
         match self.kept.get(&key) {
-            Some(kept) if now < kept.until => {
+            Some(kept) if now.since(kept.since) < kept.lifetime => {
                 let mut reply = query.under_own_id_and_letters(&kept.reply);
-                age(&mut reply, &kept.ttls, passed_s(now - kept.since));
+                age(&mut reply, &kept.ttls, passed_s(now.since(kept.since)));
                 Kind::Known(reply)
             }
             _ => Kind::Unknown(Place { key, era: self.era }),
@@ -86,8 +106,7 @@ impl Cache {
             return;
         }
         let Some(Keeping { ttls, lifetime }) = keeping(reply) else { return };
-        let since = Instant::now();
-        let kept = Kept { reply: reply.into(), ttls, since, until: since + lifetime };
+        let kept = Kept { reply: reply.into(), ttls, since: self.now(), lifetime };
         let bytes = bytes_of(&place.key, &kept);
         if bytes > self.bytes_max() / 4 {
             return;
@@ -145,4 +164,36 @@ fn bytes_of(key: &Key, kept: &Kept) -> usize {
 
 fn passed_s(time: Duration) -> u32 {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::address::Endpoint;
+    use crate::slow::dns::fake_server::{addresses, query, reply_to, with_record};
+    use hickory_proto::rr::RecordType;
+    use std::cell::Cell;
+
+    thread_local! {
+        static SLEPT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    #[test]
+    fn answers_grow_old_while_the_machine_sleeps() {
+        let mut cache = Cache { slept: || SLEPT.get(), ..Cache::new(10) };
+        let asked = query("example.com.", RecordType::A, 1);
+        let asked = Query::parse(&asked).unwrap();
+        let transport = Transport::Udp(Endpoint::new(addresses().v4.unwrap().guest, 4000));
+        let reply =
+            with_record(reply_to(&query("example.com.", RecordType::A, 1)), 0, 1, 300, &[203, 0, 113, 1]);
+        let Keeping { lifetime, .. } = keeping(&reply).unwrap();
+        let Kind::Unknown(place) = cache.look_up(&asked, transport) else { panic!("it knows nothing yet") };
+        cache.keep(place, &reply);
+        SLEPT.set(lifetime / 2);
+        let Kind::Known(aged) = cache.look_up(&asked, transport) else { panic!("it holds") };
+        let ttl = |reply: &[u8]| keeping(reply).unwrap().lifetime;
+        assert!(ttl(&aged) <= lifetime / 2, "{:?} of {lifetime:?}", ttl(&aged));
+        SLEPT.set(lifetime);
+        assert!(matches!(cache.look_up(&asked, transport), Kind::Unknown(_)), "it does not hold any more");
+    }
 }

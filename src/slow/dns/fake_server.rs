@@ -145,8 +145,12 @@ pub(super) fn addresses() -> Addresses {
         host_addresses: true,
         metadata: false,
         guest_api: false,
+        egress: std::sync::Arc::default(),
+        proxy: None,
+        transparent: crate::policy::proxy::TransparentPorts::default(),
         snat_from: vec![],
         own: vec![],
+        outbound: crate::policy::outbound::Outbound::default(),
     }
 }
 

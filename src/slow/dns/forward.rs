@@ -6,16 +6,17 @@
 //! reached, or refuses the port, is passed over at once, and so is one that says SERVFAIL, NOTIMP or REFUSED; the last
 //! such answer is given where nobody does better. Every other answer is the answer, whatever its code.
 //!
-//! A resolver that let its time pass is asked after the others for a while. Then one query tries it again, and gives it
-//! [`Patience::trial`] before the next one is asked too; so a dead resolver costs one query in such a while that short time, and
-//! the others nothing.
+//! A resolver that let its time pass is asked after the others for a while. Then it is tried by a copy of one query, beside it and
+//! with all the time that a query gives ([`Patience::attempt`]): no query waits for a dead resolver again, and one that is slow, but
+//! there, is found out to be.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
@@ -23,7 +24,10 @@ use super::message::{self, Query};
 use super::race::Race;
 use super::upstream::Upstream;
 use super::{DnsError, Patience, Transport};
+use crate::frame::address::Endpoint;
 use crate::observe::counters::{Counters, Metric};
+use crate::policy::addresses::Addresses;
+use crate::policy::outbound::WayOut;
 
 /// Resolvers whose silence is remembered. Who changes more than these in [`Patience::silent_last`] is asked anew.
 const REMEMBERED_MAX: usize = 64;
@@ -34,6 +38,10 @@ pub(super) struct Forwarder {
     upstream: Upstream,
     /// Resolvers that kept silent and have not spoken since, and until when they are asked last.
     silent: RefCell<HashMap<SocketAddr, Instant>>,
+    /// Those that are to be tried, each by a query.
+    trials: RefCell<Vec<(SocketAddr, Vec<u8>)>>,
+    /// There are such.
+    to_try: Notify,
 }
 
 /// Why there is no answer.
@@ -50,7 +58,13 @@ pub(super) enum Unanswered {
 impl Forwarder {
     /// One that knows nothing of any resolver yet.
     pub fn new(patience: Patience) -> Result<Self, DnsError> {
-        Ok(Self { patience, upstream: Upstream::new()?, silent: RefCell::default() })
+        Ok(Self {
+            patience,
+            upstream: Upstream::new()?,
+            silent: RefCell::default(),
+            trials: RefCell::default(),
+            to_try: Notify::new(),
+        })
     }
 
     /// The answer of these resolvers, byte for byte but for the ID, which is the guest's, and which of them gave it.
@@ -63,6 +77,7 @@ impl Forwarder {
     ) -> Result<(SocketAddr, Vec<u8>), Unanswered> {
         let mut why = if servers.is_empty() { Unanswered::NoServers } else { Unanswered::Unreachable };
         let deadline = Instant::now() + self.patience.total;
+        self.begin_trials(query, servers);
         let mut waiting = self.in_order(servers);
         let mut again = VecDeque::new();
         let mut attempts = Race::default();
@@ -70,7 +85,7 @@ impl Forwarder {
         while let Some(server) = waiting.pop_front() {
             attempts
                 .push(async move { (server, self.upstream.ask(server, query, transport, counters).await) });
-            let until = deadline.min(Instant::now() + self.time_alone(server));
+            let until = deadline.min(Instant::now() + self.patience.attempt);
             loop {
                 let Ok((from, result)) = timeout_at(until, attempts.next()).await else {
                     counters.add(Metric::DnsServerTimeouts, 1);
@@ -108,9 +123,65 @@ impl Forwarder {
         poor.ok_or(why)
     }
 
+    /// The addresses of the host, and the way out of it, are these now.
+    pub fn learn(&self, addresses: Arc<Addresses>) {
+        self.upstream.learn(addresses);
+    }
+
+    /// By which way the host sends there.
+    pub fn way_to(&self, to: SocketAddr) -> WayOut {
+        self.upstream.way_to(to)
+    }
+
     /// What goes on without queries. Runs for ever.
-    pub async fn run(&self) {
-        self.upstream.close_spare().await;
+    pub async fn run(&self, counters: &Counters) {
+        tokio::join!(self.upstream.close_spare(), self.run_trials(counters));
+    }
+
+    async fn run_trials(&self, counters: &Counters) {
+        let mut under_way = Race::default();
+        loop {
+            if under_way.is_empty() {
+                self.to_try.notified().await;
+            } else {
+                tokio::select! {
+                    () = under_way.next() => {}
+                    () = self.to_try.notified() => {}
+                }
+            }
+            for (server, message) in self.trials.take() {
+                under_way.push(self.run_trial(server, message, counters));
+            }
+        }
+    }
+
+    /// Gives a resolver that kept silent its time. Whatever it says, it speaks.
+    async fn run_trial(&self, server: SocketAddr, message: Vec<u8>, counters: &Counters) {
+        let Ok(query) = Query::parse(&message) else { return };
+        let nobody = Endpoint::new(Ipv4Addr::UNSPECIFIED, 0);
+        let asked = self.upstream.ask(server, &query, Transport::Udp(nobody), counters);
+        if let Ok(Ok(_)) = timeout_at(Instant::now() + self.patience.attempt, asked).await {
+            self.forget_silence(server);
+        }
+    }
+
+    /// Resolvers that kept silent a while ago are tried beside this query, where another one is asked first.
+    fn begin_trials(&self, query: &Query<'_>, servers: &[SocketAddr]) {
+        let now = Instant::now();
+        let mut silent = self.silent.borrow_mut();
+        if servers.iter().all(|server| silent.contains_key(server)) {
+            return;
+        }
+        for server in servers {
+            let Some(until) = silent.get_mut(server).filter(|until| **until <= now) else { continue };
+            // Who tries one does so for all others, too.
+            *until = now + self.patience.silent_last;
+            let mut trials = self.trials.borrow_mut();
+            if trials.len() < REMEMBERED_MAX {
+                trials.push((*server, query.under_id(0)));
+                self.to_try.notify_one();
+            }
+        }
     }
 
     fn in_order(&self, servers: &[SocketAddr]) -> VecDeque<SocketAddr> {
@@ -119,18 +190,6 @@ impl Forwarder {
         let is_silent = |server: &&SocketAddr| silent.get(*server).is_some_and(|until| *until > now);
         let (last, first): (Vec<_>, Vec<_>) = servers.iter().partition(is_silent);
         first.into_iter().chain(last).copied().collect()
-    }
-
-    /// How long a resolver is alone with a query. Whoever tries one again that kept silent does so for all others too.
-    fn time_alone(&self, server: SocketAddr) -> Duration {
-        let now = Instant::now();
-        match self.silent.borrow_mut().get_mut(&server) {
-            Some(until) if *until <= now => {
-                *until = now + self.patience.silent_last;
-                self.patience.trial
-            }
-            _ => self.patience.attempt,
-        }
     }
 
     /// One that let its time pass is asked last for a while.
@@ -143,6 +202,12 @@ impl Forwarder {
         {
             silent.remove(&oldest);
         }
+    }
+
+    /// Whether it is asked in its turn.
+    #[cfg(test)]
+    pub fn is_trusted(&self, server: SocketAddr) -> bool {
+        !self.silent.borrow().contains_key(&server)
     }
 
     fn forget_silence(&self, server: SocketAddr) {
@@ -161,6 +226,9 @@ fn is_poor(reply: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slow::dns::fake_server::query;
+    use hickory_proto::rr::RecordType;
+    use std::time::Duration;
 
     #[test]
     fn silent_resolvers_come_last_in_their_own_order_and_are_forgotten_in_time() {
@@ -180,19 +248,26 @@ mod tests {
     }
 
     #[test]
-    fn one_that_kept_silent_is_tried_for_a_short_time_by_one_query() {
+    fn one_that_kept_silent_is_tried_beside_one_query_where_others_are_asked() {
         let server = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let patience = Patience { silent_last: Duration::from_millis(50), ..Patience::default() };
         let forwarder = Forwarder::new(patience).unwrap();
-        assert_eq!(forwarder.time_alone(server(1)), patience.attempt);
+        let asked = query("example.com.", RecordType::A, 9);
+        let asked = Query::parse(&asked).unwrap();
+        let trials = |servers: &[u16]| {
+            let servers: Vec<SocketAddr> = servers.iter().copied().map(server).collect();
+            forwarder.begin_trials(&asked, &servers);
+            let order: Vec<u16> = forwarder.in_order(&servers).iter().map(SocketAddr::port).collect();
+            (forwarder.trials.take().len(), order)
+        };
+        assert_eq!(trials(&[1, 2]), (0, vec![1, 2]));
         forwarder.remember_silence(server(1));
-        assert_eq!(forwarder.in_order(&[1, 2].map(server)), [2, 1].map(server));
-        assert_eq!(forwarder.time_alone(server(1)), patience.attempt, "asked last, it is given its time");
+        assert_eq!(trials(&[1, 2]), (0, vec![2, 1]), "it is left alone for a while");
         std::thread::sleep(patience.silent_last);
-        assert_eq!(forwarder.in_order(&[1, 2].map(server)), [1, 2].map(server));
-        assert_eq!(forwarder.time_alone(server(1)), patience.trial);
-        assert_eq!(forwarder.in_order(&[1, 2].map(server)), [2, 1].map(server), "the next one does not wait");
+        assert_eq!(trials(&[1]), (0, vec![1]), "there is nobody else: the query itself waits for it");
+        assert_eq!(trials(&[1, 2]), (1, vec![2, 1]));
+        assert_eq!(trials(&[1, 2]), (0, vec![2, 1]), "one trial is enough");
         forwarder.forget_silence(server(1));
-        assert_eq!(forwarder.time_alone(server(1)), patience.attempt);
+        assert_eq!(trials(&[1, 2]), (0, vec![1, 2]));
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct ExtendedError {
 impl ExtendedError {
     /// "Other Error".
     pub const BUSY: Self = Self { code: 0, text: "hythe: too many queries are under way" };
+    /// "Blocked".
+    pub const DENIED: Self = Self { code: 15, text: "hythe: an egress rule" };
     /// "Filtered".
     pub const FILTERED: Self = Self { code: 17, text: "hythe: --dns-filter" };
     /// "No Reachable Authority".

@@ -1,7 +1,8 @@
 //! DNS for the guest: what is known here is answered here, everything else by the host's resolvers.
 //!
 //! ```text
-//!                                        ┌── records     names that the user gave
+//!                                        ┌── denial      names that the guest is not to reach
+//!                                        ├── records     names that the user gave
 //!  guest, UDP ── answer ───┐             ├── names       the link's own
 //!  guest, TCP ── stream ───┴── message ──┼── hosts       the host's hosts file (file_watch)
 //!                                        ├── filter      addresses that the guest is not told
@@ -24,6 +25,8 @@
 
 mod address_table;
 mod cache;
+mod denial;
+mod explain;
 #[cfg(test)]
 mod fake_server;
 mod file_watch;
@@ -58,8 +61,10 @@ use tracing::{info, warn};
 use crate::frame::address::Endpoint;
 use crate::observe::counters::{Counters, Metric};
 use crate::policy::addresses::Addresses;
-use crate::policy::names::{DomainName, Entry};
+use crate::policy::egress::{Rule, Verdict};
+use crate::policy::names::{DomainName, Entry, WireText};
 
+pub use explain::Said;
 pub use file_watch::watched_directories;
 pub use records::RecordError;
 pub use resolv_conf::{DNS_PORT, ResolvConf};
@@ -171,6 +176,7 @@ impl Dns {
             counters,
             settings,
         };
+        service.forwarder.learn(Arc::new(addresses.clone()));
         Ok(Self(Rc::new(service)))
     }
 
@@ -205,11 +211,16 @@ impl Dns {
             self.count(Metric::DnsUnfit);
             return (query.fail(ResponseCode::Refused, None), Source::Nobody);
         }
+        if let Some(rule) = self.denied(query) {
+            self.count(Metric::DnsDenied);
+            rule.count_refusal();
+            return (denial::answer(query, rule.dns(), transport), Source::Policy);
+        }
         if let Some((found, source)) = self.known(query) {
             self.count(Metric::DnsOwnNames);
             return (query.answer_with(found, transport), source);
         }
-        if self.0.filter.drops(query.question()) {
+        if self.0.filter.drops(query.question(), |to| self.0.forwarder.way_to(to)) {
             self.count(Metric::DnsFiltered);
             return (query.fail(ResponseCode::NoError, Some(ExtendedError::FILTERED)), Source::Filter);
         }
@@ -221,6 +232,18 @@ impl Dns {
             }
             Kind::Unknown(place) => self.forward(query, transport, Some(place)).await,
             Kind::Foreign => self.forward(query, transport, None).await,
+        }
+    }
+
+    /// The rule that denies a name, whatever may be known of it. The names of the link are nobody's to deny: the guest needs them.
+    fn denied(&self, query: &Query<'_>) -> Option<&Rule> {
+        let rules = &self.0.settings.egress;
+        if rules.is_empty() || self.0.names.look_up(query.question()).is_some() {
+            return None;
+        }
+        match rules.for_name(&WireText(query.name()).to_string()) {
+            Verdict::Deny(rule) => Some(rule),
+            Verdict::Allow => None,
         }
     }
 
@@ -302,7 +325,7 @@ impl Dns {
 
     /// What goes on without queries: the host's files are followed, sockets that nobody needs are closed. Runs for ever.
     pub async fn run(&self) {
-        tokio::join!(self.follow_files(), self.0.forwarder.run());
+        tokio::join!(self.follow_files(), self.0.forwarder.run(&self.0.counters));
     }
 
     /// Reads the host's files anew whenever they change. Returns only if they cannot be watched, which it reports.
@@ -340,6 +363,11 @@ impl Dns {
     /// What resolvers said was true of another network: a VPN's names are others, whoever is asked.
     pub fn forget_answers(&self) {
         self.0.cache.borrow_mut().clear();
+    }
+
+    /// The addresses of the host, and the way out of it, are these now.
+    pub fn learn(&self, addresses: Arc<Addresses>) {
+        self.0.forwarder.learn(addresses);
     }
 
     /// The resolvers and search domains in use, now and whenever they change.

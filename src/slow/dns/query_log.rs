@@ -28,6 +28,8 @@ pub(super) enum Source {
     Cache,
     /// The filter of addresses.
     Filter,
+    /// A rule about where the guest may go.
+    Policy,
     /// hythe: what was asked is not answered, or nobody answers it.
     Nobody,
 }
@@ -41,6 +43,7 @@ impl fmt::Display for Source {
             Self::Hosts => f.write_str("hosts"),
             Self::Cache => f.write_str("cache"),
             Self::Filter => f.write_str("filter"),
+            Self::Policy => f.write_str("policy"),
             Self::Nobody => f.write_str("nobody"),
         }
     }
@@ -82,7 +85,7 @@ impl fmt::Display for Kind {
 }
 
 /// A response code by its name (RFC 6895, 2.3).
-struct Code(hickory_proto::op::ResponseCode);
+pub(super) struct Code(pub(super) hickory_proto::op::ResponseCode);
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,6 +2,7 @@
 //!
 //! The records are stepped over, not decoded: each is seen once, whatever its length and its pointers say.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
@@ -102,6 +103,24 @@ pub(super) fn keeping(reply: &[u8]) -> Option<Keeping> {
     (lifetime_s > 0).then_some(Keeping { ttls: ttls.into(), lifetime })
 }
 
+/// The addresses among the answers of a reply, as far as it can be read.
+pub(super) fn addresses(reply: &[u8]) -> Vec<IpAddr> {
+    let Some(&[_, _, _, _, _, _, a0, a1, ..]) = reply.get(..HEADER_LEN) else { return Vec::new() };
+    let Some((end, _)) = skip_name(reply, HEADER_LEN) else { return Vec::new() };
+    let mut at = end + 4;
+    let mut addresses = Vec::new();
+    for _ in 0..u16::from_be_bytes([a0, a1]) {
+        let Some(record) = RecordHead::read(reply, at) else { break };
+        at = record.end;
+        addresses.extend(match RecordType::from(record.kind) {
+            RecordType::A => <[u8; 4]>::try_from(record.data).ok().map(IpAddr::from),
+            RecordType::AAAA => <[u8; 16]>::try_from(record.data).ok().map(IpAddr::from),
+            _ => None,
+        });
+    }
+    addresses
+}
+
 /// Lets so many seconds pass of the times to live at these places. What they were was longer, or is nothing.
 pub(super) fn age(reply: &mut [u8], ttls: &[u16], seconds: u32) {
     for at in ttls {
@@ -115,6 +134,7 @@ pub(super) fn age(reply: &mut [u8], ttls: &[u16], seconds: u32) {
 mod tests {
     use super::*;
     use crate::slow::dns::fake_server::{query, reply_to, with_code, with_opt, with_record};
+    use proptest::prelude::*;
 
     const A: u16 = 1;
     const SOA: u16 = 6;
@@ -145,6 +165,31 @@ mod tests {
         assert_eq!(lifetime_s(&aged), Some(1));
         assert_eq!(aged.len(), answer.len());
         assert_eq!(lifetime_s(&with_record(reply(), 0, A, 1 << 30, &[1; 4])), Some(86_400));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_odd_to_be_looked_at(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(addresses(&bytes).len() <= bytes.len() / 15);
+            keeping(&bytes);
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_as_far_as_they_go() {
+        let answer = with_record(reply(), 0, 5, 300, &[0]);
+        let answer = with_record(answer, 0, A, 300, &[203, 0, 113, 1]);
+        let answer = with_record(answer, 0, A, 300, &[1, 2, 3]);
+        let answer = with_record(answer, 0, 28, 300, &[0x20; 16]);
+        let read = addresses(&answer);
+        assert_eq!(
+            read,
+            ["203.0.113.1", "2020:2020:2020:2020:2020:2020:2020:2020"]
+                .map(|ip| ip.parse::<IpAddr>().unwrap())
+        );
+        for len in 0..answer.len() {
+            assert!(addresses(&answer[..len]).len() <= 1);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use tracing::warn;
 
 use super::file_watch::read_bounded;
+use crate::netlink::interface_index;
 pub use crate::policy::names::DNS_PORT;
 
 /// Resolvers that count; glibc takes three, and no host needs more than this.
@@ -86,10 +87,6 @@ fn parse_server(text: &str, interface_index: impl Fn(&str) -> Option<u32>) -> Op
 
 fn domains<'w>(words: impl Iterator<Item = &'w str>) -> Vec<String> {
     words.filter(|word| word.len() <= NAME_MAX).map(str::to_owned).collect()
-}
-
-fn interface_index(name: &str) -> Option<u32> {
-    nix::net::if_::if_nametoindex(name).ok()
 }
 
 #[cfg(test)]

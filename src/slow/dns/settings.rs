@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::host::{HOSTS, RESOLV_CONF};
+use crate::policy::egress::Rules;
 use crate::policy::names::NamePolicy;
 
 /// What systemd-resolved writes whenever the servers or domains of a link change: a VPN that comes changes it, while
@@ -16,8 +18,6 @@ const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
 pub struct Patience {
     /// How long a resolver is alone with a query before the next one is asked too.
     pub attempt: Duration,
-    /// How long one that kept silent is alone with the query by which it is tried again.
-    pub trial: Duration,
     /// How long a query may take in all.
     pub total: Duration,
     /// How long a resolver that kept silent is asked only after the others.
@@ -30,7 +30,6 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             attempt: Duration::from_secs(2),
-            trial: Duration::from_millis(200),
             total: Duration::from_secs(8),
             silent_last: Duration::from_secs(30),
             stream_idle: Duration::from_secs(10),
@@ -71,6 +70,8 @@ pub struct Settings {
     pub hostname: Option<String>,
     /// What the user says about names.
     pub names: NamePolicy,
+    /// Where the guest may go: names that lead nowhere are not resolved.
+    pub egress: Arc<Rules>,
     /// How long things may take.
     pub patience: Patience,
     /// How much may be under way.
@@ -86,6 +87,7 @@ impl Default for Settings {
             servers: Vec::new(),
             hostname: None,
             names: NamePolicy::default(),
+            egress: Arc::default(),
             patience: Patience::default(),
             limits: Limits::default(),
         }

@@ -20,7 +20,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Long enough for a loopback, short enough for a test.
 const PATIENCE: Patience = Patience {
     attempt: Duration::from_millis(100),
-    trial: Duration::from_millis(50),
     total: Duration::from_millis(400),
     silent_last: Duration::from_secs(30),
     stream_idle: Duration::from_secs(5),
@@ -200,15 +199,71 @@ async fn after_a_time_out_the_next_resolver_is_asked_and_the_silent_one_comes_la
     assert_eq!(silent.heard_so_far(), 0);
 }
 
+/// Runs what goes on without queries beside a test.
+async fn beside(dns: &Dns, test: impl Future<Output = ()>) {
+    tokio::select! {
+        () = dns.0.forwarder.run(dns.counters()) => panic!("it does not end"),
+        () = test => {}
+    }
+}
+
 #[tokio::test(flavor = "current_thread")]
-async fn a_silent_resolver_is_forgiven_after_a_while() {
+async fn a_silent_resolver_is_tried_after_a_while_and_no_query_waits_for_it() {
     let mut silent = FakeServer::silent().await;
     let good = FakeServer::udp(|query| vec![reply_to(query)]).await;
-    let patience = Patience { silent_last: Duration::ZERO, ..PATIENCE };
+    let patience = Patience {
+        attempt: Duration::from_secs(60),
+        total: Duration::from_secs(100),
+        silent_last: Duration::from_millis(300),
+        ..PATIENCE
+    };
     let dns = dns_with(vec![silent.address, good.address], Limits::default(), patience);
-    ask(&dns, 1).await;
-    ask(&dns, 2).await;
-    assert_eq!(silent.heard_so_far(), 2);
+    // As if it had kept silent long ago: after a minute nobody would be waiting any more.
+    dns.0.forwarder.remember_silence(silent.address);
+    tokio::time::sleep(patience.silent_last).await;
+    let test = async {
+        let both = async { tokio::join!(ask(&dns, 1), ask(&dns, 2)) };
+        let (first, second) = soon(both).await.unwrap();
+        assert_eq!([first[3] & 15, second[3] & 15], [0, 0]);
+        silent.heard.recv().await.unwrap();
+    };
+    Box::pin(beside(&dns, test)).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_resolver_that_is_slower_than_the_next_one_is_forgiven_all_the_same() {
+    let slow = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut good = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let patience = Patience {
+        attempt: Duration::from_secs(5),
+        total: Duration::from_secs(10),
+        silent_last: Duration::from_millis(300),
+        ..PATIENCE
+    };
+    let dns = dns_with(vec![slow.local_addr().unwrap(), good.address], Limits::default(), patience);
+    dns.0.forwarder.remember_silence(slow.local_addr().unwrap());
+    tokio::time::sleep(patience.silent_last).await;
+    let test = async {
+        let mut bytes = [0; 512];
+        soon(ask(&dns, 1)).await.unwrap();
+        // The query is answered long since when it answers its copy.
+        let (len, from) = soon(slow.recv_from(&mut bytes)).await.unwrap().unwrap();
+        slow.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+        let forgiven = async {
+            while !dns.0.forwarder.is_trusted(slow.local_addr().unwrap()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(forgiven).await.unwrap();
+        good.heard_so_far();
+        let answer = async {
+            let (len, from) = slow.recv_from(&mut bytes).await.unwrap();
+            slow.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+        };
+        soon(async { tokio::join!(ask(&dns, 2), answer) }).await.unwrap();
+        assert_eq!(good.heard_so_far(), 0, "it is the first one again");
+    };
+    Box::pin(beside(&dns, test)).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -802,27 +857,6 @@ async fn an_answer_that_is_too_long_for_the_guests_datagram_brings_it_back_over_
     assert_eq!(decode(&whole).answers.len(), 64);
 }
 
-#[tokio::test(flavor = "current_thread")]
-async fn a_dead_resolver_that_is_tried_again_costs_one_query_a_short_time() {
-    let mut dead = FakeServer::silent().await;
-    let good = FakeServer::udp(|query| vec![reply_to(query)]).await;
-    let patience = Patience {
-        attempt: Duration::from_secs(60),
-        trial: Duration::from_millis(20),
-        total: Duration::from_secs(100),
-        silent_last: Duration::from_millis(300),
-        ..PATIENCE
-    };
-    let dns = dns_with(vec![dead.address, good.address], Limits::default(), patience);
-    // As if it had kept silent long ago: after a minute nobody would be waiting any more.
-    dns.0.forwarder.remember_silence(dead.address);
-    tokio::time::sleep(patience.silent_last).await;
-    let both = async { tokio::join!(ask(&dns, 1), ask(&dns, 2)) };
-    let (first, second) = soon(both).await.unwrap();
-    assert_eq!([first[3] & 15, second[3] & 15], [0, 0]);
-    assert_eq!(dead.heard_so_far(), 1, "one of them tried it");
-}
-
 /// A service that keeps so many answers.
 fn dns_with_cache(server: SocketAddr, cache: usize) -> Dns {
     let names = NamePolicy { cache, ..settings().names };
@@ -1012,6 +1046,61 @@ async fn addresses_that_are_filtered_are_not_there_and_not_asked_for() {
         }
         assert_eq!(dns.counters().metric(Metric::DnsFiltered), u64::from(dropped.is_some()));
     }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn names_that_rules_deny_get_the_answer_that_the_rule_chooses() {
+    use crate::policy::egress::{Rule, Rules};
+    use ResponseCode::{NXDomain, NoError, Refused};
+    let mut server = FakeServer::failing(3).await;
+    let texts = [
+        "allow ok.ads.test:443/tcp",
+        "deny ads.test",
+        "deny hidden.test dns=nxdomain",
+        "deny block.test dns=192.0.2.1",
+        "deny block6.test dns=2001:db8::1",
+        "deny told.test dns=resolve",
+        "deny port.test:443",
+        "deny docker.internal",
+    ];
+    let rules = texts.iter().map(|text| text.parse().unwrap()).collect();
+    let egress = Arc::new(Rules::of_guest(rules, None).unwrap());
+    let records = vec!["own.ads.test=10.0.0.1".parse().unwrap(), "ok.ads.test=10.0.0.2".parse().unwrap()];
+    let names = NamePolicy { records, ..settings().names };
+    let servers = vec![server.address];
+    let dns = dns_of(Settings { servers, names, egress: egress.clone(), ..settings() });
+    for (name, kind, code, data) in [
+        ("ads.test.", RecordType::A, Refused, None),
+        ("Deep.Ads.Test.", RecordType::MX, Refused, None),
+        // Whatever else may be known of it.
+        ("own.ads.test.", RecordType::A, Refused, None),
+        ("ok.ads.test.", RecordType::A, NoError, Some("10.0.0.2")),
+        ("hidden.test.", RecordType::A, NXDomain, None),
+        ("block.test.", RecordType::A, NoError, Some("192.0.2.1")),
+        ("x.block.test.", RecordType::ANY, NoError, Some("192.0.2.1")),
+        ("block.test.", RecordType::AAAA, NoError, None),
+        ("block6.test.", RecordType::AAAA, NoError, Some("2001:db8::1")),
+        ("block6.test.", RecordType::HTTPS, NoError, None),
+        // The link's own names are always told.
+        ("host.docker.internal.", RecordType::A, NoError, Some("192.168.65.254")),
+    ] {
+        let answer = ask_for(&dns, name, kind).await;
+        let told: Vec<_> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+        assert_eq!((answer.response_code, told.first().map(String::as_str)), (code, data), "{name} {kind}");
+        assert_eq!(server.heard_so_far(), 0, "{name} is nobody's to know");
+    }
+    assert_eq!(dns.counters().metric(Metric::DnsDenied), 9);
+    let counted: Vec<u64> = egress.iter().map(Rule::refusals).collect();
+    assert_eq!(counted, [0, 3, 1, 3, 2, 0, 0, 0]);
+    for name in ["told.test.", "port.test.", "example.com."] {
+        ask_for(&dns, name, RecordType::A).await;
+        assert_eq!(server.heard_so_far(), 1, "{name} is resolved");
+    }
+    // Why, for those who can read it (RFC 8914).
+    let mut asked = decode(&query("ads.test.", RecordType::A, 7));
+    asked.set_edns(hickory_proto::op::Edns::new());
+    let answer = soon(dns.answer(&asked.to_vec().unwrap(), udp(4000))).await.unwrap().unwrap();
+    assert!(answer.windows(8).any(|bytes| bytes == b"\0\x0fhythe:"), "15: blocked");
 }
 
 /// What is written while this lives, by this thread.

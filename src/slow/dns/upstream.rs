@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
@@ -20,13 +21,16 @@ use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt, SeedableRng};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, UdpSocket};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::message::{MESSAGE_MAX, Query};
 use super::{DnsError, Transport};
+use crate::host::tcp;
 use crate::observe::counters::{Counters, Metric};
+use crate::policy::addresses::Addresses;
+use crate::policy::outbound::WayOut;
 
 /// How many queries a socket serves, one after the other, and for how long.
 const USES_MAX: u8 = 16;
@@ -45,6 +49,8 @@ pub(super) struct Upstream {
     kept: Notify,
     /// Where datagrams land before their length is known: one for all, since none stays there.
     landing: RefCell<Box<[u8]>>,
+    /// Which of the host's sides a resolver is on.
+    addresses: RefCell<Option<Arc<Addresses>>>,
 }
 
 /// A connected socket, and what it has served.
@@ -89,7 +95,19 @@ impl Upstream {
             spare: RefCell::default(),
             kept: Notify::new(),
             landing: RefCell::new(vec![0; MESSAGE_MAX].into()),
+            addresses: RefCell::default(),
         })
+    }
+
+    /// The addresses of the host, and the way out of it, are these now.
+    pub fn learn(&self, addresses: Arc<Addresses>) {
+        self.addresses.replace(Some(addresses));
+    }
+
+    /// The way to a resolver.
+    pub fn way_to(&self, server: SocketAddr) -> WayOut {
+        let addresses = self.addresses.borrow();
+        addresses.as_ref().map(|addresses| addresses.way_out(server.ip().into())).unwrap_or_default()
     }
 
     /// Asks one resolver, and waits for its answer for as long as the caller does. The answer bears the guest's ID.
@@ -103,7 +121,7 @@ impl Upstream {
         let id = self.ids.borrow_mut().random();
         let reply = match transport {
             Transport::Udp(_) => self.ask_over_udp(server, query, id, counters).await?,
-            Transport::Tcp => ask_over_tcp(server, query, id, counters).await?,
+            Transport::Tcp => ask_over_tcp(server, self.way_to(server), query, id, counters).await?,
         };
         Ok(query.under_own_id(reply))
     }
@@ -118,7 +136,7 @@ impl Upstream {
         let _under_way = UnderWay::new(self);
         let mut line = match self.take_spare(server) {
             Some(line) => line,
-            None => Line { socket: open_udp(server)?, opened: Instant::now(), uses: 0 },
+            None => Line { socket: open_udp(server, self.way_to(server))?, opened: Instant::now(), uses: 0 },
         };
         line.uses += 1;
         let message = query.under_id(id);
@@ -183,7 +201,7 @@ impl Upstream {
 }
 
 /// A socket at a port that the kernel draws when it connects.
-fn open_udp(server: SocketAddr) -> io::Result<UdpSocket> {
+fn open_udp(server: SocketAddr, way: WayOut) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(server), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     // Without it the kernel keeps "host unreachable" to itself (ip(7), IP_RECVERR), and the query would sit its time
     // out. A refused port is told in any case, so a kernel without it costs only that time.
@@ -191,6 +209,7 @@ fn open_udp(server: SocketAddr) -> io::Result<UdpSocket> {
         SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true),
         SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true),
     };
+    tcp::choose_way(socket.as_raw_fd(), server.is_ipv4(), &way, None)?;
     socket.connect(&server.into())?;
     UdpSocket::from_std(socket.into())
 }
@@ -198,11 +217,14 @@ fn open_udp(server: SocketAddr) -> io::Result<UdpSocket> {
 /// RFC 7766: two bytes of length before each message, both sent at once (8).
 async fn ask_over_tcp(
     server: SocketAddr,
+    way: WayOut,
     query: &Query<'_>,
     id: u16,
     counters: &Counters,
 ) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
+    let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    tcp::choose_way(socket.as_raw_fd(), server.is_ipv4(), &way, None)?;
+    let mut stream = socket.connect(server).await?;
     let message = query.under_id(id);
     // A query is never longer than a message may be: its parser saw to that.
     let length = (message.len() as u16).to_be_bytes();

@@ -13,6 +13,7 @@ use crate::host::{EchoSocket, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::policy::addresses::Destination;
+use crate::policy::target::TargetProtocol;
 use crate::time::Now;
 
 #[cfg(feature = "sim")]
@@ -45,6 +46,11 @@ pub(in crate::worker) enum Routed {
     Here(Slot),
     /// Another worker, which owns the mapping.
     Elsewhere(u8),
+}
+
+/// What rules call a protocol of datagrams.
+fn target_protocol(protocol: Protocol) -> TargetProtocol {
+    if protocol == Protocol::Echo { TargetProtocol::Icmp } else { TargetProtocol::Udp }
 }
 
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
@@ -91,7 +97,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if !self.addresses.may_send_from(key.guest.address) {
             return Err(DropReason::SourceAddress);
         }
-        match self.addresses.classify(key.remote.address)? {
+        let means = self.addresses.classify(key.remote.address)?;
+        self.addresses.admit(key.remote, means, target_protocol(key.protocol))?;
+        match means {
             Destination::Gateway => Err(DropReason::GatewayPort),
             Destination::Outside => Ok(key.remote),
             Destination::Host => {

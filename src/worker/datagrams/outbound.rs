@@ -13,6 +13,7 @@ use crate::host::{EchoKind, HostSocket, Sockets};
 use crate::io::{Kind, OperationId, Operations};
 use crate::link::Link;
 use crate::observe::counters::Metric;
+use crate::policy::outbound::WayOut;
 use crate::time::Now;
 
 use super::super::Worker;
@@ -232,8 +233,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         message.set_destination(Some(flow.peer));
         let segment = (only.is_none() && outgoing.count > 1).then_some(outgoing.size as u16);
         let hop_limit = Some(outgoing.ip.hop_limit).filter(|limit| *limit != DEFAULT_HOP_LIMIT);
-        let asked =
-            SendControl { hop_limit, traffic_class: outgoing.ip.traffic_class, segment, local: flow.local };
+        // The socket itself is bound to no way: it serves all destinations, the host's loopback among them. An answer leaves
+        // from where it was asked.
+        let way = match flow.local {
+            Some(local) => WayOut { source: Some(local), interface: None },
+            None => self.addresses.way_out(flow.peer.address),
+        };
+        let traffic_class = outgoing.ip.traffic_class;
+        let WayOut { interface, source: local } = way;
+        let asked = SendControl { hop_limit, traffic_class, segment, local, interface };
         control::write(message, v4, &asked);
         Some(id)
     }

@@ -23,7 +23,7 @@ use crate::host::errors::{Answer, IcmpReport, SocketError};
 use crate::host::{ConnectPlan, HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
-use crate::policy::addresses::Destination;
+use crate::policy::addresses::{Destination, Way};
 use crate::relay::tcp::{Over, State, TcpRelay};
 use crate::time::Now;
 
@@ -96,11 +96,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 };
                 return self.open_service(key, syn, service, now);
             }
-            Destination::Host => {
-                let [v4, _] = loopbacks(remote.port);
-                (v4, true)
-            }
-            Destination::Outside => (remote, false),
+            Destination::Host | Destination::Outside => match self.addresses.way(remote, destination) {
+                Way::Straight if destination == Destination::Host => {
+                    let [v4, _] = loopbacks(remote.port);
+                    (v4, true)
+                }
+                Way::Straight => (remote, false),
+                Way::ByName => return self.open_service(key, syn, Service::Through, now),
+                Way::Shut => {
+                    self.reset_reply(&key, syn);
+                    return Err(DropReason::Policy);
+                }
+            },
         };
         let admitted = self.admission.open_socket().and_then(|()| {
             self.admission.begin_connect(first.address).inspect_err(|_| self.admission.close_socket())
@@ -172,6 +179,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     service,
                     socket: other_end,
                     guest: key.guest,
+                    remote: key.remote,
                 };
                 if self.slow.put(mail).is_err() {
                     self.abandon_stream(slot, now);
@@ -208,7 +216,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         // From the same port to the same port of the loopback a connection would open to itself.
         let own = destination.address.is_loopback() && self.ports.wish(guest) == Some(destination.port);
         let wish = self.ports.wish(guest).filter(|_| !own);
-        let mut plan = ConnectPlan { destination, local_port: wish, traffic_class };
+        let way = self.addresses.way_out(destination.address);
+        let mut plan = ConnectPlan { destination, local_port: wish, traffic_class, way };
         let mut result = self.sockets.connect(&plan);
         let taken = |error: &SocketError| {
             matches!(error.number, libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EACCES)

@@ -28,8 +28,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             stream.host.is_some() && stream.next_host.is_none() && !stream.relay.is_host_done()
         });
         if !waiting || self.admission.open_socket().is_err() {
+            // The service has nothing else to offer.
             self.sockets.reset(socket);
-            return;
+            return self.break_stream(slot);
         }
         let Some(stream) = self.streams.get_mut(slot) else { return };
         if let Some(host) = &stream.host {
@@ -38,6 +39,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let host = HostSide::new(socket, HostKind::Tcp, peer);
         stream.next_host = Some(Box::new(NextHost { host, old_ended: false }));
         self.touch(slot);
+    }
+
+    /// What is behind the stream is lost: it ends with a reset.
+    pub(in crate::worker) fn break_stream(&mut self, slot: Slot) {
+        if let Some(stream) = self.streams.get_mut(slot) {
+            stream.relay.host_failed();
+            self.touch(slot);
+        }
     }
 
     /// Takes the new host side into use if the old one is done with.
