@@ -39,7 +39,7 @@ use crate::policy::guest_mac::GuestMac;
 use crate::policy::port_set::PortSet;
 use crate::sandbox::{self, SandboxError};
 use crate::slow;
-use crate::slow::dns::watched_directories;
+use crate::slow::dns::readable_directories;
 use crate::slow::ports::opening::Delivery;
 use crate::slow::ports::table::PortError;
 use crate::slow::proxy::certificate_directories;
@@ -397,7 +397,7 @@ fn start_service(
 /// Gives up what the threads to come do not need.
 fn close_sandbox<'p>(tidied: impl Iterator<Item = &'p Path>) -> Result<(), SandboxError> {
     sandbox::drop_capabilities(&[])?;
-    let mut readable = watched_directories(&[RESOLV_CONF, HOSTS].map(PathBuf::from));
+    let mut readable = readable_directories(&[RESOLV_CONF, HOSTS].map(PathBuf::from));
     readable.extend(certificate_directories());
     // Where a link may be switched to when the host's network changes.
     readable.extend(RESOLVER_DIRECTORIES.iter().map(PathBuf::from));

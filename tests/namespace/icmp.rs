@@ -273,6 +273,34 @@ on_every_cell! {
 }
 
 on_every_cell! {
+    datagrams_that_may_be_cut_arrive_whatever_their_socket_sends_beside_them(cell) {
+        let site = site(Echo::PingSockets);
+        for family in FAMILIES {
+            let gateway = family.next_hop();
+            site.host.ip(&format!("{} route replace default via {gateway} mtu 1300", version(family)));
+        }
+        let hythe = Hythe::of(&site.host, cell).run();
+        for family in FAMILIES {
+            let server = site.far.udp(family.far(), 4000);
+            let socket = connected(&hythe.guest, family, family.far(), 4000);
+            // Routers cut no packet of IPv6: its sender does.
+            let cut = if family == Family::V4 { 1400 } else { 3000 };
+            for _ in 0..100 {
+                socket::allow_fragments(&socket, family);
+                socket.send(&vec![1; cut]).unwrap();
+                socket::forbid_fragments(&socket, family);
+                socket.send(&[2; 1200]).unwrap();
+            }
+            let mut datagram = vec![0; 10_000];
+            let mut lens: Vec<_> = (0..200).map(|_| socket::receive(&server, &mut datagram).unwrap().0).collect();
+            lens.sort_unstable();
+            assert_eq!(lens, [[1200; 100], [cut; 100]].concat());
+        }
+        hythe.stop().assert_clean(0);
+    }
+}
+
+on_every_cell! {
     a_narrow_route_of_the_host_is_told_to_the_guest(cell) {
         for echo in ECHOES {
             let site = site(echo);

@@ -2,9 +2,10 @@
 //!
 //! A file may be rewritten in place, replaced by another that is renamed over it, or be a symbolic link that is
 //! switched, and the link may lead over further links (/etc/resolv.conf to /run/systemd/resolve/stub-resolv.conf). So
-//! what is watched (inotify(7)) is each *directory* in which a step of the way lies, for the name of that step. A
-//! directory that does not exist yet is watched for in the nearest one above it that does. The file itself is watched
-//! too: one that is bind-mounted is written in a directory that cannot be seen from here.
+//! what is watched (inotify(7)) is each *directory* in which a step of the way lies, for the name of that step: every
+//! link, be it to the file or to a directory above it, and the file. A directory that does not exist yet is watched for
+//! in the nearest one above it that does; one that does, for being moved or removed. The file itself is watched too: one
+//! that is bind-mounted is written in a directory that cannot be seen from here.
 //!
 //! The way is found again after every change. Watches are set before it is walked the last time, and before the file is
 //! read: a change after that leaves an event.
@@ -24,15 +25,27 @@ use tokio::io::unix::AsyncFd;
 use tracing::debug;
 
 /// As many links are followed; `path_resolution(7)` has the same limit.
-const HOPS_MAX: usize = 40;
+const LINKS_MAX: usize = 40;
 /// So often the way is walked again if it changes under one's feet; the last change leaves an event in any case.
 const WALKS_MAX: usize = 8;
 
-/// One step of the way to the file: a name, and the directory in which it is looked up.
+/// One step of the way to the file: a directory, itself without links on its way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Hop {
     directory: PathBuf,
-    name: OsString,
+    /// What is looked up in it.
+    what: Looked,
+}
+
+/// What a directory is on the way for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Looked {
+    /// The next directory, which is there.
+    Through,
+    /// A link to a directory.
+    Link(OsString),
+    /// The file, a link to it, or a directory that is not there.
+    End(OsString),
 }
 
 /// Reads a file as far as it may be long; what comes behind does not count, nor what is no text.
@@ -44,12 +57,13 @@ pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The directories that decide what these paths mean, each once. They must stay readable, and so must the files in the
-/// last of each way, for as long as the files are followed.
-pub fn watched_directories(paths: &[PathBuf]) -> Vec<PathBuf> {
+/// The directories in which these files lie, or a file or link of theirs may come to lie, each once. They must stay
+/// readable for as long as the files are followed. The root is never among them, since all else lies below it.
+pub fn readable_directories(paths: &[PathBuf]) -> Vec<PathBuf> {
     let mut directories: Vec<PathBuf> = Vec::new();
-    for Hop { directory, .. } in ways(paths) {
-        if !directories.contains(&directory) {
+    for Hop { directory, what } in ways(paths) {
+        let ends = matches!(what, Looked::End(_));
+        if ends && directory != Path::new("/") && !directories.contains(&directory) {
             directories.push(directory);
         }
     }
@@ -61,32 +75,41 @@ fn ways(paths: &[PathBuf]) -> Vec<Hop> {
     paths.iter().flat_map(|path| way(path)).collect()
 }
 
-/// The way to a file: itself, then what each link points to.
+/// The way to a file, as path_resolution(7) goes it: name by name, and where one is a link, over what that points to.
 fn way(path: &Path) -> Vec<Hop> {
     let mut hops = Vec::new();
-    let mut path = path.to_path_buf();
-    while hops.len() < HOPS_MAX {
-        let Some(hop) = hop(&path) else { break };
-        hops.push(hop);
-        let Ok(target) = std::fs::read_link(&path) else { break };
-        path = directory_of(&path).join(target);
+    let mut links = 0;
+    let mut at = PathBuf::from(".");
+    let mut rest = names_of(path);
+    while let Some(name) = rest.pop() {
+        let next = at.join(&name);
+        if name == "/" {
+            at = next;
+            continue;
+        }
+        let link = std::fs::read_link(&next).ok();
+        let what = match &link {
+            None if !rest.is_empty() && next.is_dir() => Looked::Through,
+            Some(_) if !rest.is_empty() => Looked::Link(name),
+            _ => Looked::End(name),
+        };
+        let passes = what == Looked::Through;
+        hops.push(Hop { directory: at.clone(), what });
+        match link {
+            None if passes => at = next,
+            Some(target) if links < LINKS_MAX => {
+                links += 1;
+                rest.extend(names_of(&target));
+            }
+            _ => break,
+        }
     }
     hops
 }
 
-/// The first step towards `path` whose directory exists.
-fn hop(path: &Path) -> Option<Hop> {
-    let directory = directory_of(path);
-    let hop = Hop { directory: directory.to_path_buf(), name: path.file_name()?.to_os_string() };
-    if directory.is_dir() { Some(hop) } else { self::hop(directory) }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) => Path::new("."),
-        None => path,
-    }
+/// The names of a path, the first one last. That of the root is one too: joined to anything, it leads there.
+fn names_of(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|component| component.as_os_str().to_os_string()).collect()
 }
 
 /// What waits for changes.
@@ -147,8 +170,13 @@ impl FileWatch {
         let mut hops = ways(&self.paths);
         for _ in 0..WALKS_MAX {
             self.wanted.clear();
-            for Hop { directory, name } in &hops {
-                self.add(directory, in_directory(), Some(name.clone()));
+            for Hop { directory, what } in &hops {
+                match what {
+                    Looked::Through => self.add(directory, of_itself(), None),
+                    Looked::Link(name) | Looked::End(name) => {
+                        self.add(directory, in_directory(), Some(name.clone()));
+                    }
+                }
             }
             for path in self.paths.clone() {
                 self.add(&path, of_file(), None);
@@ -166,6 +194,8 @@ impl FileWatch {
     }
 
     fn add(&mut self, path: &Path, what: AddWatchFlags, name: Option<OsString>) {
+        // Beside whatever else it is watched for.
+        let what = what | AddWatchFlags::from_bits_retain(libc::IN_MASK_ADD);
         match self.inotify.get_ref().0.add_watch(path, what) {
             Ok(watch) => self.wanted.entry(watch).or_default().extend(name),
             Err(error) => debug!(path = %path.display(), %error, "not watched"),
@@ -184,10 +214,12 @@ fn in_directory() -> AddWatchFlags {
 
 /// `IN_ATTRIB` tells of new permissions, and of an open file that lost its last name.
 fn of_file() -> AddWatchFlags {
-    AddWatchFlags::IN_CLOSE_WRITE
-        | AddWatchFlags::IN_ATTRIB
-        | AddWatchFlags::IN_DELETE_SELF
-        | AddWatchFlags::IN_MOVE_SELF
+    of_itself() | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ATTRIB
+}
+
+/// Of a directory, nothing that happens in it.
+fn of_itself() -> AddWatchFlags {
+    AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF
 }
 
 #[cfg(test)]
@@ -201,6 +233,11 @@ mod tests {
     async fn is_noticed(watch: &mut FileWatch, what: &str, change: impl FnOnce()) {
         change();
         soon(watch.changed()).await.unwrap_or_else(|_| panic!("{what} was not noticed")).unwrap();
+    }
+
+    fn canonical_directories(path: &Path) -> Vec<PathBuf> {
+        let readable = readable_directories(&[path.to_path_buf()]);
+        readable.iter().map(|path| path.canonicalize().unwrap()).collect()
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -226,11 +263,10 @@ mod tests {
         symlink("../run/link", &path).unwrap();
         symlink(directory.path("elsewhere/file"), directory.path("run/link")).unwrap();
         fs::write(directory.path("elsewhere/file"), "1").unwrap();
-        let canonical: Vec<_> = watched_directories(std::slice::from_ref(&path))
-            .iter()
-            .map(|path| path.canonicalize().unwrap())
-            .collect();
-        assert_eq!(canonical, ["etc", "run", "elsewhere"].map(|name| directory.path(name)));
+        assert_eq!(
+            canonical_directories(&path),
+            ["etc", "run", "elsewhere"].map(|name| directory.path(name))
+        );
 
         let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
         is_noticed(&mut watch, "rewriting", || fs::write(directory.path("elsewhere/file"), "2").unwrap())
@@ -240,7 +276,46 @@ mod tests {
         is_noticed(&mut watch, "the switch", switch).await;
         let create = || fs::write(directory.path("etc/file"), "3").unwrap();
         is_noticed(&mut watch, "the new target", create).await;
-        assert_eq!(watched_directories(std::slice::from_ref(&path)).len(), 2, "etc twice, and run");
+        assert_eq!(canonical_directories(&path), ["etc", "run"].map(|name| directory.path(name)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn links_to_directories_are_watched_and_give_nothing_to_read() {
+        let directory = Directory::new();
+        for name in ["var", "one", "two", "two/etc"] {
+            fs::create_dir(directory.path(name)).unwrap();
+        }
+        fs::create_dir(directory.path("one/etc")).unwrap();
+        symlink("../one", directory.path("var/current")).unwrap();
+        symlink("var/current/etc", directory.path("etc")).unwrap();
+        let path = directory.path("etc/hosts");
+        fs::write(&path, "1").unwrap();
+        assert_eq!(canonical_directories(&path), [directory.path("one/etc")]);
+
+        let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
+        symlink("../two", directory.path("var/new")).unwrap();
+        let switch = || fs::rename(directory.path("var/new"), directory.path("var/current")).unwrap();
+        is_noticed(&mut watch, "the switch of a link on the way of a link", switch).await;
+        is_noticed(&mut watch, "the file there", || fs::write(&path, "2").unwrap()).await;
+        assert_eq!(canonical_directories(&path), [directory.path("two/etc")]);
+        symlink("one/etc", directory.path("new")).unwrap();
+        let switch = || fs::rename(directory.path("new"), directory.path("etc")).unwrap();
+        is_noticed(&mut watch, "the switch of a link to a directory", switch).await;
+        is_noticed(&mut watch, "the file as it was", || fs::write(&path, "3").unwrap()).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_directory_on_the_way_that_is_moved_or_comes_is_noticed() {
+        let directory = Directory::new();
+        fs::create_dir_all(directory.path("run/resolve/now")).unwrap();
+        let path = directory.path("run/resolve/now/resolv.conf");
+        fs::write(&path, "1").unwrap();
+        let mut watch = FileWatch::new(vec![path.clone()]).unwrap();
+        let move_away = || fs::rename(directory.path("run/resolve"), directory.path("run/away")).unwrap();
+        is_noticed(&mut watch, "a directory that is moved", move_away).await;
+        let move_back = || fs::rename(directory.path("run/away"), directory.path("run/resolve")).unwrap();
+        is_noticed(&mut watch, "a directory that comes", move_back).await;
+        is_noticed(&mut watch, "the file in it", || fs::write(&path, "2").unwrap()).await;
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -270,7 +345,7 @@ mod tests {
             is_noticed(&mut watch, &name, || fs::write(path, "1").unwrap()).await;
         }
         is_noticed(&mut watch, "removal", || fs::remove_file(&paths[1]).unwrap()).await;
-        assert_eq!(watched_directories(&paths).len(), 2);
+        assert_eq!(readable_directories(&paths).len(), 2);
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -295,7 +370,13 @@ mod tests {
         let directory = Directory::new();
         symlink("b", directory.path("a")).unwrap();
         symlink("a", directory.path("b")).unwrap();
-        assert_eq!(way(&directory.path("a")).len(), HOPS_MAX);
-        assert_eq!(watched_directories(&[directory.path("a")]), [directory.path("")]);
+        let ends = way(&directory.path("a")).into_iter().filter(|hop| matches!(hop.what, Looked::End(_)));
+        assert_eq!(ends.count(), LINKS_MAX + 1);
+        assert_eq!(canonical_directories(&directory.path("a")), [directory.path("")]);
+    }
+
+    #[test]
+    fn the_root_is_not_given_to_read_for_what_is_not_there() {
+        assert_eq!(readable_directories(&[PathBuf::from("/no-such-directory/hosts")]), [PathBuf::new(); 0]);
     }
 }

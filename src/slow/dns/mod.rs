@@ -65,7 +65,7 @@ use crate::policy::egress::{Rule, Verdict};
 use crate::policy::names::{DomainName, Entry, WireText};
 
 pub use explain::Said;
-pub use file_watch::watched_directories;
+pub use file_watch::readable_directories;
 pub use records::RecordError;
 pub use resolv_conf::{DNS_PORT, ResolvConf};
 pub use settings::{Limits, Patience, Settings};

@@ -1,5 +1,7 @@
 //! A datagram of the guest goes to its mapping's socket.
 
+use std::io;
+
 use crate::flow::key::{FlowKey, Protocol};
 use crate::flow::slab::Slot;
 use crate::frame::address::Endpoint;
@@ -172,13 +174,28 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         Ok(())
     }
 
-    /// Adds the sends of this pass to the batch.
+    /// Adds the sends of this pass to the batch, but for those that need their socket set in another way than one before
+    /// them in it: whether packets may be cut is said by socket, not by datagram, and the batch runs later. These go
+    /// behind it.
     pub(in crate::worker) fn submit_datagrams(&mut self) {
         for index in 0..self.outgoing.len() {
+            if self.contradicts_batch(index) {
+                continue;
+            }
             let mut operations = std::mem::take(&mut self.operations);
             self.outgoing[index].operation = self.submit_run(&mut operations, index, None);
             self.operations = operations;
         }
+    }
+
+    /// Whether a send would set a socket in another way than the batch needs it.
+    fn contradicts_batch(&self, index: usize) -> bool {
+        let Outgoing { mapping, ip, .. } = self.outgoing[index];
+        let is_set = self.mappings.get(mapping).and_then(|mapping| mapping.dont_fragment);
+        is_set != Some(ip.dont_fragment)
+            && self.outgoing[..index]
+                .iter()
+                .any(|other| other.mapping == mapping && other.operation.is_some())
     }
 
     /// Adds the send of a run, or of one datagram of it.
@@ -249,16 +266,26 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Looks at what came of the sends.
     pub(in crate::worker) fn conclude_datagrams(&mut self) {
         for index in 0..self.outgoing.len() {
-            let outgoing = self.outgoing[index];
-            let Some(operation) = outgoing.operation else {
-                self.drop_frame(DropReason::NoFlow);
-                continue;
+            let result = match self.outgoing[index].operation {
+                Some(operation) => self.operations.result(operation).map(drop),
+                None => self.send_apart(index),
             };
-            if let Err(error) = self.operations.result(operation) {
+            if let Err(error) = result {
                 self.send_failed(index, error.raw_os_error().unwrap_or(libc::EIO));
             }
         }
         self.outgoing.clear();
+    }
+
+    /// Sends what could not be part of the batch.
+    fn send_apart(&mut self, index: usize) -> io::Result<()> {
+        let mut apart = Operations::default();
+        let Some(operation) = self.submit_run(&mut apart, index, None) else {
+            self.drop_frame(DropReason::NoFlow);
+            return Ok(());
+        };
+        self.engine.run(&mut apart);
+        apart.result(operation).map(drop)
     }
 
     /// A send failed: perhaps because of another destination, perhaps because the run cannot stay together.
