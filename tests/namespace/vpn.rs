@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -45,9 +46,13 @@ enum Change {
     Rewritten,
     RenamedOver,
     LinkSwitched,
+    /// A link to the directory that the file lies in.
+    DirectorySwitched,
 }
 
 impl Change {
+    const ALL: [Self; 4] = [Self::Rewritten, Self::RenamedOver, Self::LinkSwitched, Self::DirectorySwitched];
+
     fn make(self, path: &Path, server: IpAddr) {
         let content = format!("nameserver {server}\n");
         let new = path.with_extension("new");
@@ -57,7 +62,19 @@ impl Change {
             Self::LinkSwitched => {
                 let target = path.with_extension(server.to_string());
                 std::fs::write(&target, content).unwrap();
-                std::os::unix::fs::symlink(target.file_name().unwrap(), &new).unwrap();
+                symlink(target.file_name().unwrap(), &new).unwrap();
+            }
+            Self::DirectorySwitched => {
+                let (directory, link) = (path.with_extension("d"), path.with_extension("link"));
+                let target = directory.join(server.to_string());
+                std::fs::create_dir_all(&target).unwrap();
+                std::fs::write(target.join("it"), content).unwrap();
+                symlink(target.strip_prefix(path.parent().unwrap()).unwrap(), &new).unwrap();
+                std::fs::rename(&new, &link).unwrap();
+                if path.read_link().is_ok_and(|target| target.ends_with("it")) {
+                    return;
+                }
+                symlink(Path::new(link.file_name().unwrap()).join("it"), &new).unwrap();
             }
         }
         std::fs::rename(&new, path).unwrap();
@@ -83,7 +100,7 @@ on_every_cell! {
         ])).run();
         let guest = &hythe.guest;
         let inside = Family::V4.elsewhere(INSIDE, 1);
-        for change in [Change::Rewritten, Change::RenamedOver, Change::LinkSwitched] {
+        for change in Change::ALL {
             let path = file_of(&hythe, "resolv.conf");
             assert_eq!(dig(guest, &format!("{INTERNAL} A")), "", "{change:?}: the office does not know it");
             let vpn = Vpn::up(&site.host);
