@@ -377,6 +377,6 @@ mod tests {
 
     #[test]
     fn the_root_is_not_given_to_read_for_what_is_not_there() {
-        assert_eq!(readable_directories(&[PathBuf::from("/no-such-directory/hosts")]), [PathBuf::new(); 0]);
+        assert!(readable_directories(&[PathBuf::from("/no-such-directory/hosts")]).is_empty());
     }
 }
