@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 struct Bind {
     at: SocketAddr,
     protocol: PublishedProtocol,
-    /// For TCP: sockets of the same port, one a worker.
+    /// For TCP: sockets of the same port, one for each worker that listens.
     workers: u8,
 }
 

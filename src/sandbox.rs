@@ -19,6 +19,7 @@ use seccompiler::{
 
 use crate::host::engine::{EngineKind, direct, epoll, uring};
 use crate::host::{datagram, errors, listen, options, splice, tcp};
+use crate::link::tap;
 use crate::monitor::{session, sockets};
 use crate::observe::recorder;
 use crate::{exchange, pac, port_broker, slow};
@@ -138,6 +139,7 @@ const WORKER: &[&[c_long]] = &[
     datagram::SYSTEM_CALLS,
     exchange::SYSTEM_CALLS,
     splice::SYSTEM_CALLS,
+    tap::SYSTEM_CALLS,
     // A service's stream.
     &[libc::SYS_socketpair],
 ];

@@ -51,7 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("doctor", &["config", "host", "namespace", "netlink", "policy", "slow"]),
-    ("sandbox", &["exchange", "host", "monitor", "observe", "pac", "port_broker", "slow"]),
+    ("sandbox", &["exchange", "host", "link", "monitor", "observe", "pac", "port_broker", "slow"]),
     (
         "node",
         &[

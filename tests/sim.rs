@@ -122,6 +122,7 @@ fn quiet_plan(guest: Script, peer: Script) -> Plan {
     (plan.wire.lost, plan.wire.doubled, plan.wire.late) = (0, 0, 0);
     plan.host.late_reports = 0;
     plan.jump = None;
+    plan.deals = None;
     plan.horizon_ns = 3 * 3600 * S;
     plan.connections = vec![connection];
     plan.datagrams = Vec::new();
@@ -232,6 +233,28 @@ fn payload_goes_to_the_socket_straight_from_the_frame() {
     let (from_frames, from_own_memory) = outcome.sent_bytes;
     assert!(from_frames >= 1_000_000, "{from_frames}");
     assert!(from_own_memory < 100_000, "{from_own_memory} of {from_frames}");
+}
+
+#[test]
+fn streams_are_dealt_while_they_carry_bytes() {
+    let carried = |deals| {
+        let mut plan = quiet_plan(script(100_000, 1_000_000), script(100_000, 1_000_000));
+        // One of two streams stays.
+        let mut other = plan.connections[0].clone();
+        let Opening::Outbound { guest, remote, host, .. } = &mut other.opening else { unreachable!() };
+        for end in [guest, remote, host] {
+            end.port ^= 1;
+        }
+        plan.connections.push(other);
+        plan.workers = 2;
+        plan.deals = deals;
+        let outcome = run(&plan, None, Tracing::Last(100));
+        assert_eq!(outcome.failure, None, "{}", outcome.trace.join("\n"));
+        assert_eq!(outcome.bytes, 400_000);
+        outcome.moves
+    };
+    assert_eq!(carried(None), 0);
+    assert!(carried(Some(20_000_000)) > 0);
 }
 
 #[test]

@@ -48,9 +48,7 @@ pub fn serve(options: Options, target: Target) -> anyhow::Result<u8> {
         flows = config.max_flows,
         "starting"
     );
-    let Created { queues, udp_segmentation } = tap;
-    let links: Vec<Tap> =
-        queues.into_iter().map(|queue| Tap::new(queue, config.mtu, udp_segmentation)).collect();
+    let links = Tap::all(tap, config.mtu).context("cannot share the tap's queues")?;
     let mac = GuestMac::given(config.guest_mac);
     let parts =
         GuestParts { links, mac, search, broker: namespace.broker.take(), service: None, tidied: None };

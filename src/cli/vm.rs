@@ -23,6 +23,7 @@ use crate::monitor::place::{Doorplate, claim};
 use crate::monitor::{Wake, Worker, door, sockets};
 use crate::netlink::HostNetwork;
 use crate::node::{Guest, Node, Provisions, Service};
+use crate::policy::Spread;
 use crate::policy::guest_mac::GuestMac;
 use crate::slow::dns::ResolvConf;
 
@@ -97,11 +98,17 @@ pub fn serve(mut options: Options, monitor: &Monitor) -> anyhow::Result<u8> {
             "--interface {name}: a virtual machine names its interfaces itself; it is for hythe run and attach"
         );
     }
+    if options.spread.is_some() {
+        anyhow::bail!(
+            "--spread: a virtual machine spreads what it sends itself; it is for hythe run and attach"
+        );
+    }
     // First: what hythe opens itself would be taken for a descriptor that it was started with.
     let inherited = monitor.at.fd.map(sockets::inherit).transpose()?;
     let mac_is_given = options.mac.is_some();
     let host = HostNetwork::read().map_err(crate::config::ConfigError::Routes)?;
-    let config = Config::new(options, &host)?;
+    // The guest itself spreads what it sends over its queues.
+    let config = Config { spread: Spread::Always, ..Config::new(options, &host)? };
     let signals = Signals::take().context("cannot take signals")?;
     let provisions = Provisions::gather(&config)?;
     let (door, plate) = monitor.open(inherited)?;

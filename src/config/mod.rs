@@ -16,11 +16,11 @@ use crate::control::place::{PlaceError, Wanted};
 use crate::frame::address::Mac;
 use crate::host::engine::EngineChoice;
 use crate::netlink::HostNetwork;
-use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, OTHER_SUBNETS, OTHER_SUBNETS6, SUBNET, SUBNET6};
 use crate::policy::guest_api::{GuestApi, GuestBounds, port_range};
 use crate::policy::names::{self, NamePolicy};
 use crate::policy::publish::{self, PublishRequest};
+use crate::policy::{Spread, UdpFiltering};
 pub use options::{LogFormat, Options};
 pub use proxy::ProxyChoice;
 
@@ -134,6 +134,8 @@ pub struct Config {
     pub max_flows: u32,
     /// How long to look for work before sleeping.
     pub spin: Duration,
+    /// Over which workers the guest's traffic goes.
+    pub spread: Spread,
     /// Where to write frames.
     pub capture: Option<PathBuf>,
     /// Whether rights are given up after the start.
@@ -233,6 +235,7 @@ impl Config {
             engine: options.engine.unwrap_or_default(),
             max_flows,
             spin: Duration::from_micros(u64::from(options.spin_us.unwrap_or(SPIN_DEFAULT_US))),
+            spread: options.spread.unwrap_or_default(),
             capture: options.capture,
             sandbox: !options.no_sandbox,
             verbose: options.verbose,

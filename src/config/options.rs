@@ -11,11 +11,11 @@ use serde::Deserialize;
 use super::{ConfigError, proxy};
 use crate::frame::address::Mac;
 use crate::host::engine::EngineChoice;
-use crate::policy::UdpFiltering;
 use crate::policy::bypass::Bypass;
 use crate::policy::guest_api::GuestApi;
 use crate::policy::names::{self, AddressFilter, Entry, Server};
 use crate::policy::proxy::{PacFailure, PacSource, ProxyMode, ProxyUrl, TransparentPorts};
+use crate::policy::{Spread, UdpFiltering};
 
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, Deserialize)]
@@ -204,6 +204,10 @@ pub struct Options {
     #[arg(long, value_name = "US")]
     pub spin_us: Option<u32>,
 
+    /// Over which workers the guest's traffic goes [default: auto]
+    #[arg(long, value_enum)]
+    pub spread: Option<Spread>,
+
     /// The name by which this hythe is found by others that ask it [default: the number of its process]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -339,6 +343,7 @@ impl Options {
             engine: self.engine.or(other.engine),
             max_flows: self.max_flows.or(other.max_flows),
             spin_us: self.spin_us.or(other.spin_us),
+            spread: self.spread.or(other.spread),
             name: self.name.or(other.name),
             api: self.api.or(other.api),
             guest_api: self.guest_api.or(other.guest_api),

@@ -102,7 +102,7 @@ pub enum ToWorker<S> {
     FrameToGuest(Vec<u8>),
     /// A frame from the guest that belongs here.
     FrameFromGuest(OwnedFrame),
-    /// A client of a published port, whom a worker has accepted whose queues the guest does not use.
+    /// A client of a published port, whom a worker has accepted that does not keep it.
     Client {
         /// Which port.
         publication: Publication,
@@ -110,6 +110,8 @@ pub enum ToWorker<S> {
         socket: S,
         /// Who it is.
         peer: Endpoint,
+        /// Sockets of the guest's namespace to join one of the host itself by: IPv6's, IPv4's.
+        guest_sockets: [Option<S>; 2],
     },
     /// Clients of a published port come from this socket (a listener, or a bound datagram socket).
     Publish(Publication, S),
@@ -155,6 +157,8 @@ pub enum ToWorker<S> {
     Addresses(Arc<Addresses>),
     /// The host has these addresses no more: what came from them is over.
     AddressesGone(Arc<[Address]>),
+    /// Another worker has too much to do: the guest's frames are to come by way of this one too.
+    TakePart,
     /// Somebody wants to know the latencies that were recorded so far, in nanoseconds: from a frame to a socket, and back.
     TellLatencies(Sender<[Histogram<u64>; 2]>),
     /// Reset everything and end.

@@ -4,19 +4,52 @@
 //! a black hole never uses up what other destinations need.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crossbeam::utils::CachePadded;
 
 use crate::frame::address::Address;
 use crate::frame::drop_reason::DropReason;
 
-/// The bounds.
-#[derive(Clone, Copy, Debug)]
+/// The bounds of a worker.
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// Host sockets that one worker may hold.
-    pub sockets: u32,
+    /// What it shares with the others.
+    pub descriptors: Descriptors,
     /// Connects under way to one destination address.
     pub connects_per_destination: u32,
     /// Connects under way in all.
     pub connects: u32,
+}
+
+/// The descriptors that all workers together may hold for flows: one may have what the others do not need. Written when one
+/// is opened or closed.
+#[derive(Clone, Debug)]
+pub struct Descriptors {
+    used: Arc<CachePadded<AtomicU32>>,
+    limit: u32,
+}
+
+impl Descriptors {
+    /// So many.
+    pub fn new(limit: u32) -> Self {
+        Self { used: Arc::default(), limit }
+    }
+
+    /// How many are held.
+    pub fn used(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, count: u32) -> bool {
+        let more = |used: u32| used.checked_add(count).filter(|used| *used <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self, count: u32) {
+        self.used.fetch_sub(count, Ordering::Relaxed);
+    }
 }
 
 /// What is in use. One a worker.
@@ -51,7 +84,7 @@ impl Admission {
 
     /// Counts several descriptors in, or says why not.
     pub fn open_sockets(&mut self, count: u32) -> Result<(), DropReason> {
-        if self.sockets + count > self.limits.sockets {
+        if !self.limits.descriptors.take(count) {
             return Err(DropReason::DescriptorBudget);
         }
         self.sockets += count;
@@ -65,7 +98,18 @@ impl Admission {
 
     /// Counts several descriptors out.
     pub fn close_sockets(&mut self, count: u32) {
-        self.sockets = self.sockets.saturating_sub(count);
+        self.sockets -= count;
+        self.limits.descriptors.give_back(count);
+    }
+
+    /// A host socket goes to another worker, or is lost on the way there.
+    pub fn hand_over_socket(&mut self) {
+        self.sockets -= 1;
+    }
+
+    /// One has come from another worker.
+    pub fn adopt_socket(&mut self) {
+        self.sockets += 1;
     }
 
     /// Counts a connect in, or says why not.
@@ -97,7 +141,8 @@ mod tests {
 
     #[test]
     fn a_black_hole_uses_up_its_own_budget_only() {
-        let mut admission = Admission::new(Limits { sockets: 100, connects_per_destination: 3, connects: 5 });
+        let descriptors = Descriptors::new(100);
+        let mut admission = Admission::new(Limits { descriptors, connects_per_destination: 3, connects: 5 });
         let [hole, other, third] = [1, 2, 3].map(|n| Address::v4([198, 51, 100, n]));
         for _ in 0..3 {
             admission.begin_connect(hole).unwrap();
@@ -112,5 +157,21 @@ mod tests {
         admission.begin_connect(third).unwrap();
         assert_eq!(admission.connects(), 3);
         assert_eq!(admission.by_destination.len(), 2, "no entry is kept for a destination without connects");
+    }
+
+    #[test]
+    fn one_worker_may_hold_what_others_do_not_and_all_no_more_than_there_is() {
+        let limits = Limits { descriptors: Descriptors::new(8), connects_per_destination: 1, connects: 1 };
+        let [mut one, mut other] = [(); 2].map(|()| Admission::new(limits.clone()));
+        one.open_sockets(7).unwrap();
+        assert_eq!(other.open_sockets(2), Err(DropReason::DescriptorBudget));
+        other.open_socket().unwrap();
+        assert_eq!(one.open_socket(), Err(DropReason::DescriptorBudget));
+        one.hand_over_socket();
+        other.adopt_socket();
+        assert_eq!((one.sockets(), other.sockets()), (6, 2));
+        assert_eq!(one.open_socket(), Err(DropReason::DescriptorBudget), "handing over frees nothing");
+        other.close_sockets(2);
+        one.open_sockets(2).unwrap();
     }
 }

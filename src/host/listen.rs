@@ -1,9 +1,9 @@
 //! Sockets of published ports.
 //!
-//! A published TCP port has one listening socket a worker (`SO_REUSEPORT`); the kernel spreads clients over them. While
-//! the guest refuses, they keep the port without listening: `shutdown(SHUT_RD)` ends a listener's listening and
-//! leaves it bound (the kernel then refuses clients at once), `listen` starts it again. So a port is bound once, when
-//! hythe may still have the right to bind it.
+//! A published TCP port has one listening socket, whose worker deals clients to others, or one a worker (`SO_REUSEPORT`), over
+//! which the kernel spreads them. While the guest refuses, they keep the port without listening: `shutdown(SHUT_RD)` ends
+//! a listener's listening and leaves it bound (the kernel then refuses clients at once), `listen` starts it again. So a
+//! port is bound once, when hythe may still have the right to bind it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -21,12 +21,12 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_listen, libc::SYS_shutdown
 /// Clients that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Binds the sockets of a published port: for TCP one a worker, which do not listen yet; for UDP one.
+/// Binds the sockets of a published port: for TCP so many, which do not listen yet; for UDP one.
 pub fn bind(
     address: IpAddr,
     port: u16,
     protocol: PublishedProtocol,
-    workers: usize,
+    listeners: usize,
 ) -> io::Result<Vec<OwnedFd>> {
     let endpoint = Endpoint::new(address, port);
     match protocol {
@@ -36,7 +36,7 @@ pub fn bind(
             drop(open_tcp(endpoint, Sharing { address: true, port: false })?);
             // SO_REUSEADDR on a socket that does not listen would let strangers with that option have the port too.
             // It takes it all the same where another program's connections are in TIME-WAIT.
-            let all = |sharing: Sharing| (0..workers).map(|_| open_tcp(endpoint, sharing)).collect();
+            let all = |sharing: Sharing| (0..listeners).map(|_| open_tcp(endpoint, sharing)).collect();
             match all(Sharing { address: false, port: true }) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     all(Sharing { address: true, port: true })

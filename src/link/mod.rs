@@ -16,6 +16,7 @@ pub mod tap;
 pub mod vhost_user;
 pub mod virtqueue;
 
+use std::io;
 use std::os::fd::RawFd;
 
 use crate::frame::build::Head;
@@ -224,6 +225,17 @@ pub trait Link {
     /// A queue that has failed, because its driver broke the rules, and was not told yet: what to tell the user.
     fn take_fault(&mut self) -> Option<String> {
         None
+    }
+
+    /// Whether the guest sends a flow's frames over the link by which the flow's last frame came to it: who sends to it decides.
+    fn steers(&self) -> bool {
+        false
+    }
+
+    /// What the guest sends over this link the first one's worker receives from now on, or this one's again. What is for the guest
+    /// passes in either case. Only where the link [steers](Self::steers), and not the first one.
+    fn rest(&mut self, _rests: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// The number of the link that carries what is for the guest, while the guest uses others than this one.

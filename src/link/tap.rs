@@ -3,11 +3,20 @@
 //! Frames carry the virtio-net header both ways (`IFF_VNET_HDR`), so a TCP segment of 64 KiB is one read or one write
 //! at any MTU. One queue a worker (`IFF_MULTI_QUEUE`). Each frame of a batch lies in a buffer of its own, in one
 //! piece.
+//!
+//! A queue may be *lent*: the first one's worker reads it too then, and learns of frames in it by an epoll instance that the
+//! owner puts it into. Its owner goes on writing. Whoever reads, each frame is read once; in the moment of a change both may
+//! read.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::{
     Ahead, Capabilities, FRAME_MAX, InboundHead, Link, OutboundFrame, READY_FDS, Ready, Received, Space,
@@ -31,17 +40,67 @@ const SPACES_KEPT: usize = 8;
 /// Room before an inbound payload: the virtio-net header and the longest head, rounded up to a cache line.
 const HEAD_ROOM: usize = (HEADER_LEN + HEAD_MAX).next_multiple_of(64);
 
+/// A queue that is read.
+struct Source {
+    fd: OwnedFd,
+    /// How many frames to ask for.
+    ask: usize,
+    /// There may be some.
+    ready: bool,
+    /// The reads of this batch.
+    reads: Range<usize>,
+}
+
+impl Source {
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd, ask: 1, ready: true, reads: 0..0 }
+    }
+}
+
+/// The queues that the first one's worker reads too.
+struct Lent {
+    epoll: Epoll,
+    /// By number.
+    queues: Vec<AtomicBool>,
+}
+
+impl Lent {
+    fn is_lent(&self, number: usize) -> bool {
+        self.queues[number].load(Ordering::Acquire)
+    }
+
+    /// Lends a queue. Called by its owner.
+    fn lend(&self, number: usize, fd: &OwnedFd) -> io::Result<()> {
+        // First, so that the first one's worker reads what the event tells of.
+        self.queues[number].store(true, Ordering::Release);
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, number as u64);
+        let added = self.epoll.add(fd, event);
+        added.inspect_err(|_| self.queues[number].store(false, Ordering::Release))?;
+        Ok(())
+    }
+
+    /// Takes it back.
+    fn take_back(&self, number: usize, fd: &OwnedFd) -> io::Result<()> {
+        self.epoll.delete(fd)?;
+        self.queues[number].store(false, Ordering::Release);
+        Ok(())
+    }
+}
+
 /// A queue of a tap device.
 pub struct Tap {
-    fd: OwnedFd,
+    number: usize,
     capabilities: Capabilities,
     outbound: Buffers,
+    /// Its own, and behind it those that may be lent to it.
+    sources: Vec<Source>,
+    /// Which of them comes first in the next batch.
+    turn: usize,
+    lent: Arc<Lent>,
     /// The batch's frames: in which buffer each lies, and its length, the virtio-net header included. A read in the
     /// middle of a batch may have come too early for a frame that the next one got.
     frames: Vec<(usize, usize)>,
     reads: Vec<OperationId>,
-    /// How many frames to ask for.
-    ask: usize,
     mean_len: usize,
     inbound: Buffers,
     /// Slots of `inbound` that are free; the one used last, whose bytes are in the cache, on top.
@@ -53,15 +112,33 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Wraps a queue that [`create`] made.
-    pub fn new(fd: OwnedFd, mtu: u16, udp_segmentation: bool) -> Self {
+    /// Wraps the queues of a device that [`create`] made.
+    pub fn all(created: Created, mtu: u16) -> io::Result<Vec<Self>> {
+        let Created { queues, udp_segmentation } = created;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let lent = Arc::new(Lent { epoll, queues: queues.iter().map(|_| AtomicBool::default()).collect() });
+        let others: Vec<OwnedFd> =
+            queues.iter().skip(1).map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+        let mut others = Some(others);
+        let wrap = |(number, fd)| {
+            // The first one's alone.
+            let borrowed = others.take().unwrap_or_default();
+            let sources = std::iter::once(fd).chain(borrowed).map(Source::new).collect();
+            Self::new(number, sources, lent.clone(), mtu, udp_segmentation)
+        };
+        Ok(queues.into_iter().enumerate().map(wrap).collect())
+    }
+
+    fn new(number: usize, sources: Vec<Source>, lent: Arc<Lent>, mtu: u16, udp_segmentation: bool) -> Self {
         Self {
-            fd,
+            number,
             capabilities: Capabilities { mtu, tcp_segmentation: true, udp_segmentation },
             outbound: Buffers::new(BATCH, HEADER_LEN + FRAME_MAX),
+            sources,
+            turn: 0,
+            lent,
             frames: Vec::with_capacity(BATCH),
             reads: Vec::with_capacity(BATCH),
-            ask: 1,
             mean_len: 1500,
             inbound: Buffers::new(SPACES, HEAD_ROOM + FRAME_MAX),
             free: (0..SPACES as u32).rev().collect(),
@@ -69,6 +146,15 @@ impl Tap {
             writes: Vec::with_capacity(SPACES),
             closed: false,
         }
+    }
+
+    fn fd(&self) -> RawFd {
+        self.sources[0].fd.as_raw_fd()
+    }
+
+    /// Reads of a batch at the most.
+    fn reads_max(&self) -> usize {
+        (BATCH_BYTES / self.mean_len.max(1)).clamp(4, BATCH)
     }
 }
 
@@ -78,14 +164,38 @@ impl Link for Tap {
     }
 
     fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
-        [Some(Ready::readable(self.fd.as_raw_fd())), None]
+        let own = (!self.lent.is_lent(self.number)).then(|| Ready::readable(self.fd()));
+        let borrows = self.sources.len() > 1;
+        [own, borrows.then(|| Ready::readable(self.lent.epoll.0.as_raw_fd()))]
+    }
+
+    fn woken(&mut self, which: usize) {
+        let sources = if which == 0 { &mut self.sources[..1] } else { &mut self.sources[1..] };
+        for source in sources {
+            source.ready = true;
+        }
     }
 
     fn begin_receive(&mut self, operations: &mut Operations) {
         self.reads.clear();
-        for slot in 0..self.ask {
-            let piece = self.outbound.piece(slot);
-            self.reads.push(operations.push(self.fd.as_raw_fd(), Kind::Read, [piece]));
+        let mut room = self.reads_max();
+        let count = self.sources.len();
+        let nothing_known = self.sources.iter().all(|source| !source.ready);
+        self.turn = (self.turn + 1) % count;
+        for index in (self.turn..count).chain(0..self.turn) {
+            let source = &mut self.sources[index];
+            source.ready |= nothing_known;
+            // Its own while that is not lent, and those of others while they are.
+            let reads_it = self.lent.is_lent(self.number + index) == (index > 0);
+            let asked = if reads_it && source.ready { source.ask.min(room) } else { 0 };
+            source.ready &= reads_it;
+            room -= asked;
+            let first = self.reads.len();
+            for slot in first..first + asked {
+                let piece = self.outbound.piece(slot);
+                self.reads.push(operations.push(source.fd.as_raw_fd(), Kind::Read, [piece]));
+            }
+            source.reads = first..first + asked;
         }
     }
 
@@ -103,13 +213,24 @@ impl Link for Tap {
             }
         }
         let frames = self.frames.len();
-        // Only a last read that found nothing shows that there is nothing: what came since has the queue say so.
-        let empty = self.reads.last().is_none_or(|last| operations.result(*last).is_err());
         if let Some(mean) = bytes.checked_div(frames) {
             self.mean_len = self.mean_len - self.mean_len / 4 + mean / 4;
         }
-        let most = (BATCH_BYTES / self.mean_len.max(1)).clamp(4, BATCH);
-        self.ask = if empty { (frames + 1).min(most) } else { (self.ask * 2).min(most) };
+        let most = self.reads_max();
+        let mut empty = true;
+        for source in &mut self.sources {
+            let found = |read: &OperationId| operations.result(*read).is_ok();
+            let reads = &self.reads[source.reads.clone()];
+            // Only a last read that found nothing shows that there is nothing: what came since has the queue say so. One that was
+            // not read, since there was no room, has its turn next.
+            if let Some(last) = reads.last() {
+                source.ready = found(last);
+                let count = reads.iter().filter(|read| found(read)).count();
+                let ask = if source.ready { source.ask.max(reads.len() * 2) } else { count + 1 };
+                source.ask = ask.min(most);
+            }
+            empty &= !source.ready;
+        }
         Received { frames, empty }
     }
 
@@ -172,7 +293,8 @@ impl Link for Tap {
     fn begin_publish(&mut self, operations: &mut Operations) {
         self.writes.clear();
         for (slot, frame) in self.committed.drain(..) {
-            self.writes.push((slot, operations.push(self.fd.as_raw_fd(), Kind::Write, [frame])));
+            let fd = self.sources[0].fd.as_raw_fd();
+            self.writes.push((slot, operations.push(fd, Kind::Write, [frame])));
         }
     }
 
@@ -188,6 +310,22 @@ impl Link for Tap {
         lost
     }
 
+    /// The kernel remembers by which queue a flow's last frame came (`tun_flow_update`), and sends it there.
+    fn steers(&self) -> bool {
+        true
+    }
+
+    fn rest(&mut self, rests: bool) -> io::Result<()> {
+        let fd = &self.sources[0].fd;
+        if rests {
+            self.lent.lend(self.number, fd)?;
+        } else {
+            self.lent.take_back(self.number, fd)?;
+        }
+        self.sources[0].ready = true;
+        Ok(())
+    }
+
     fn is_closed(&self) -> bool {
         self.closed
     }
@@ -197,6 +335,9 @@ impl Link for Tap {
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO))
 }
+
+/// The system calls of a tap that is in use, beside reads and writes.
+pub const SYSTEM_CALLS: &[libc::c_long] = &[libc::SYS_epoll_ctl];
 
 mod ioctl {
     nix::ioctl_write_int!(set_interface, b'T', 202);

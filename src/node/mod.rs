@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::control::place::{Listening, Plate};
 use crate::exchange::mail::{Publication, ToRecorder, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
-use crate::flow::admit::Limits;
+use crate::flow::admit::{Descriptors, Limits};
 use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
 use crate::fork::Process;
@@ -45,6 +45,7 @@ use crate::slow::ports::table::PortError;
 use crate::slow::proxy::certificate_directories;
 use crate::time::Now;
 use crate::worker::idle::Seat;
+use crate::worker::load::Loads;
 use crate::worker::{MOVES, Moves, Parts, Worker};
 
 /// Things that wait for a worker, or for the slow path.
@@ -157,17 +158,16 @@ impl Node {
             wakers.iter().map(|waker| Mailbox::new(MOVES, waker.clone())).collect();
         let slow_waker = eventfd()?;
         let slow_mail: Mailbox<ToSlow> = Mailbox::new(MAILBOX, slow_waker.clone());
-        let slow_stop = eventfd()?;
-        let ended = eventfd()?;
+        let (slow_stop, ended) = (eventfd()?, eventfd()?);
         return_what_is_freed();
         let flows = FlowTable::new(config.max_flows, HashSecret(secret())).with_discard(discard);
         let flows = Arc::new(flows);
         let counters: Vec<Arc<Counters>> = (0..=count).map(|_| Arc::new(Counters::default())).collect();
         let addresses = Arc::new(config.addresses.clone());
         let excluded = provisions.ports.excluded();
-        let limits = limits_of_one(&provisions, count);
+        let limits = limits(&provisions);
         let cores = allowed_cores();
-        let seats = Seat::for_processors(cores.len());
+        let (seats, loads) = (Seat::for_processors(cores.len()), Loads::new(count));
         let sandboxed = config.sandbox;
         if sandboxed {
             let api = provisions.api.as_ref().map(Listening::directory);
@@ -175,7 +175,6 @@ impl Node {
         }
         let recorder = start_recorder(provisions.capture.take(), sandboxed)?;
         let mut inherited = deal(std::mem::take(&mut provisions.deliveries), count);
-
         let mut workers = Vec::new();
         for (id, link) in links.into_iter().enumerate() {
             let raw = provisions.take_raw();
@@ -185,10 +184,11 @@ impl Node {
                 engine: provisions.engine(),
                 core: cores.get(id % cores.len().max(1)).copied(),
                 seat: seats[id % seats.len()].clone(),
+                loads: loads.clone(),
                 raw,
                 published: std::mem::take(&mut inherited[id]),
                 flows: flows.clone(),
-                limits,
+                limits: limits.clone(),
                 config: config.clone(),
                 guest_mac: guest_mac.clone(),
                 addresses: addresses.clone(),
@@ -411,19 +411,24 @@ fn limit(sandboxed: bool, kind: sandbox::Thread) -> io::Result<()> {
     if sandboxed { sandbox::limit_system_calls(kind).map_err(io::Error::other) } else { Ok(()) }
 }
 
-/// What each of so many workers may have.
-fn limits_of_one(provisions: &Provisions, workers: usize) -> Limits {
-    let sockets = provisions.descriptors_for_flows() / workers.max(1) as u64;
+/// What workers may have.
+fn limits(provisions: &Provisions) -> Limits {
+    let descriptors = u32::try_from(provisions.descriptors_for_flows()).unwrap_or(u32::MAX);
     Limits {
-        sockets: sockets.min(u64::from(u32::MAX)) as u32,
+        descriptors: Descriptors::new(descriptors),
         connects_per_destination: CONNECTS_PER_DESTINATION,
         connects: CONNECTS,
     }
 }
 
+/// The processors to pin workers to, in turns. Each process begins with another one: the first worker has the most to do.
 fn allowed_cores() -> Vec<usize> {
     let Ok(set) = nix::sched::sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
-    (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect()
+    let mut cores: Vec<usize> =
+        (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect();
+    let first = std::process::id() as usize % cores.len().max(1);
+    cores.rotate_left(first);
+    cores
 }
 
 /// What a worker's thread starts from.
@@ -433,6 +438,7 @@ struct WorkerSeed<L> {
     engine: EngineKind,
     core: Option<usize>,
     seat: Seat,
+    loads: Loads,
     raw: [Vec<OwnedFd>; 2],
     published: Vec<(Publication, OwnedFd)>,
     flows: Arc<FlowTable>,
@@ -499,6 +505,8 @@ impl<L: Link> WorkerSeed<L> {
             recorder: self.recorder,
             spin: self.config.spin,
             seat: self.seat,
+            loads: self.loads,
+            spread: self.config.spread,
             now,
         })?;
         for (publication, socket) in self.published {

@@ -19,6 +19,7 @@ use crate::host::engine::EngineKind;
 use crate::host::{datagram, occupant};
 use crate::netlink::{Netlink, NetworkWatch};
 use crate::pac;
+use crate::policy::Spread;
 use crate::policy::guest_api::GuestApi;
 use crate::port_broker::PortBroker;
 use crate::sandbox;
@@ -75,6 +76,7 @@ impl Provisions {
         let descriptors = raise_descriptor_limit().map_err(system("cannot read the limit of descriptors"))?;
         let for_ports = descriptors.saturating_sub(DESCRIPTORS_KEPT);
         let ports = Table::new(Ephemeral::read(), config.workers, config.mirror_refusal, for_ports);
+        let ports = if config.spread == Spread::Auto { ports.with_one_listener() } else { ports };
         let ports = ports.with_guest_bounds(config.guest_bounds.clone());
         let mut ports = match broker {
             Some(broker) => ports.with_broker(broker),

@@ -28,3 +28,14 @@ pub enum UdpFiltering {
     /// Anybody: opens the guest's port to the network.
     EndpointIndependent,
 }
+
+/// Over which workers the guest's traffic goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spread {
+    /// Over one while that suffices, else over all (taps; a virtual machine spreads by itself).
+    #[default]
+    Auto,
+    /// Over all.
+    Always,
+}

@@ -41,6 +41,8 @@ pub struct Plan {
     pub datagrams: Vec<DatagramPlan>,
     /// At this time the clock jumps by so much.
     pub jump: Option<(u64, u64)>,
+    /// A worker deals its streams, every so often (nanoseconds).
+    pub deals: Option<u64>,
     /// Virtual time by which everything must be over, in nanoseconds.
     pub horizon_ns: u64,
 }
@@ -311,12 +313,14 @@ impl Plan {
             jump: random
                 .chance(30_000)
                 .then(|| (random.within((1, 3_000)) * MS, random.within((1, 9)) * 3600 * S)),
+            deals: None,
             horizon_ns: 3 * 3600 * S,
         };
         plan.horizon_ns += plan.jump.map_or(0, |(_, by)| by);
         plan.add_connections(&mut random);
         plan.add_datagrams(&mut random);
         plan.link.switches = random.chance(600_000).then(|| random.within((1, 200)) * MS);
+        plan.deals = random.chance(300_000).then(|| random.within((1, 100)) * MS);
         plan
     }
 

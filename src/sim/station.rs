@@ -9,19 +9,20 @@ use ipnet::IpNet;
 
 use crate::exchange::mail::{ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
-use crate::flow::admit::Limits;
+use crate::flow::admit::{Descriptors, Limits};
 use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
 use crate::frame::drop_reason::DropReason;
 use crate::link::Capabilities;
 use crate::observe::counters::{Counters, Metric};
-use crate::policy::UdpFiltering;
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
 use crate::policy::guest_mac::GuestMac;
 use crate::policy::port_set::PortSet;
+use crate::policy::{Spread, UdpFiltering};
 use crate::random::Random;
 use crate::time::Now;
 use crate::worker::idle::Seat;
+use crate::worker::load::Loads;
 use crate::worker::{Moves, Parts, Worker};
 
 use super::engine::{Alarm, ModelEngine};
@@ -55,6 +56,8 @@ pub struct Office {
     pub slow: Mailbox<ToSlow>,
     /// The flow table.
     pub flows: Arc<FlowTable>,
+    /// What flows may hold.
+    pub limits: Limits,
     wakers: Vec<Arc<Waker>>,
     secret: [u64; 2],
     addresses: Arc<Addresses>,
@@ -105,6 +108,11 @@ impl Office {
             moves: wakers.iter().map(|waker| Mailbox::new(MOVES_HERE, waker.clone())).collect(),
             slow: Mailbox::new(MAILBOX, waker()),
             flows: Arc::new(FlowTable::new(FLOWS, HashSecret(secret))),
+            limits: Limits {
+                descriptors: Descriptors::new(1_000),
+                connects_per_destination: 8,
+                connects: 64,
+            },
             wakers,
             secret,
             addresses: Arc::new(addresses()),
@@ -144,7 +152,7 @@ impl Office {
             sockets: FaultySockets(sockets),
             flows: self.flows.clone(),
             flows_max: FLOWS,
-            limits: Limits { sockets: 1_000, connects_per_destination: 8, connects: 64 },
+            limits: self.limits.clone(),
             addresses: self.addresses.clone(),
             guest_mac: GuestMac::given(MAC),
             udp_filtering: UdpFiltering::AddressDependent,
@@ -159,6 +167,8 @@ impl Office {
             secret: self.secret,
             recorder: None,
             spin: Duration::ZERO,
+            loads: Loads::new(1),
+            spread: Spread::Always,
             seat: Seat::default(),
             now: stage.now(),
         };

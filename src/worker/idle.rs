@@ -116,7 +116,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub fn wait(&mut self, busy: bool) {
         if self.may_sleep(busy) {
             self.counters.add(Metric::Sleeps, 1);
-            let timeout = self.deadline().map(|at| at - Now::read());
+            let now = Now::read();
+            self.load.idles(now);
+            let timeout = self.deadline().map(|at| at - now);
             self.engine.wait(timeout, &mut self.events);
             self.awake();
         }
@@ -166,10 +168,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// When the worker has to wake by itself.
     pub(super) fn deadline(&self) -> Option<Now> {
-        [self.stream_timers.next(), self.datagram_timers.next(), self.listeners_resume]
-            .into_iter()
-            .flatten()
-            .min()
+        let timers = [
+            self.stream_timers.next(),
+            self.datagram_timers.next(),
+            self.listeners_resume,
+            self.load.deadline(),
+        ];
+        timers.into_iter().flatten().min()
     }
 
     fn has_mail(&self) -> bool {
@@ -195,6 +200,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return false;
         }
         let start = Now::read();
+        self.load.idles(start);
         self.spinner.seat.take(self.id);
         std::thread::yield_now();
         loop {

@@ -22,7 +22,7 @@ use super::{Worker, token_kind};
 /// Sockets of the guest's namespace that are asked for at a time, of each family.
 const SOCKETS_ASKED: u8 = 32;
 /// Descriptors of one join: two sockets, two pipes.
-const DESCRIPTORS: u32 = 6;
+pub(super) const DESCRIPTORS: u32 = 6;
 /// Empty conduits kept for the next joins.
 const CONDUITS_KEPT: usize = 64;
 
@@ -71,12 +71,40 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
+    /// One socket of each family, IPv6's first, for another worker.
+    pub(super) fn take_guest_sockets(&mut self) -> [Option<S::Socket>; 2] {
+        [false, true].map(|v4| {
+            self.ask_for_guest_sockets(v4);
+            self.guest_sockets.idle[usize::from(v4)].pop()
+        })
+    }
+
+    /// Takes in what [`take_guest_sockets`](Self::take_guest_sockets) gave.
+    pub(super) fn keep_guest_sockets(&mut self, sockets: [Option<S::Socket>; 2]) {
+        for (idle, socket) in self.guest_sockets.idle.iter_mut().zip(sockets) {
+            idle.extend(socket);
+        }
+    }
+
+    /// Whether there is a socket of each of the guest's families; if not, some will come.
+    fn has_guest_sockets(&mut self) -> bool {
+        let mut each = true;
+        for v4 in [false, true] {
+            if self.addresses.family(v4).is_some() {
+                self.ask_for_guest_sockets(v4);
+                each &= !self.guest_sockets.idle[usize::from(v4)].is_empty();
+            }
+        }
+        each
+    }
+
     /// Joins a client to the guest; gives it back when that cannot be done.
     pub(super) fn join_client(&mut self, publication: Publication, client: S::Socket) -> Option<S::Socket> {
         let Some(v4) = self.addresses.families().next().map(|family| family.guest.is_v4()) else {
             return Some(client);
         };
-        if self.admission.open_sockets(DESCRIPTORS).is_err() {
+        // A program may listen at one family alone, and what it refuses is asked at the other.
+        if !self.has_guest_sockets() || self.admission.open_sockets(DESCRIPTORS).is_err() {
             return Some(client);
         }
         let guest = self.connect_into_guest(publication, v4);

@@ -19,6 +19,7 @@ mod datagrams;
 pub mod idle;
 mod inbound;
 mod joins;
+pub mod load;
 mod outbound;
 pub mod ports;
 #[cfg(feature = "sim")]
@@ -45,11 +46,11 @@ use crate::io::{Buffers, Operations};
 use crate::link::{Link, READY_FDS, Ready, Space};
 use crate::observe::counters::{Counters, Metric};
 use crate::observe::latency::Stopwatch;
-use crate::policy::UdpFiltering;
 use crate::policy::addresses::Addresses;
 use crate::policy::guest_mac::GuestMac;
 use crate::policy::port_set::PortSet;
 use crate::policy::publish::PublishedProtocol;
+use crate::policy::{Spread, UdpFiltering};
 use crate::relay::tcp;
 use crate::time::Now;
 
@@ -131,6 +132,10 @@ pub struct Parts<L, E, S: Sockets> {
     pub spin: Duration,
     /// Where to look from.
     pub seat: idle::Seat,
+    /// How busy the workers are.
+    pub loads: load::Loads,
+    /// Whether it may rest while others suffice.
+    pub spread: Spread,
     /// The time.
     pub now: Now,
 }
@@ -199,8 +204,8 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     again: Vec<Slot>,
     /// Streams for which no space was left: the first ones of the next pass.
     starved: Vec<Slot>,
-    /// Streams whose segments come on another worker's queue.
-    strayed: Vec<Slot>,
+    /// Streams that belong to another worker from now on, and to whom.
+    strayed: Vec<(Slot, u8)>,
     spaces: Vec<Space>,
     outgoing: Vec<datagrams::outbound::Outgoing>,
     readable_mappings: Vec<Slot>,
@@ -216,6 +221,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     /// Streams came before datagrams in this pass.
     streams_first: bool,
     spinner: idle::Spinner,
+    load: load::Load,
     stopped: bool,
 }
 
@@ -225,6 +231,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let mtu = parts.link.capabilities().mtu;
         let mut engine = parts.engine;
         engine.watch(parts.waker.fd(), Self::token(token_kind::WAKER), Interest::Readable)?;
+        let shares = parts.link.steers() && parts.spread == Spread::Auto;
         let configs = [tcp::Config::for_mtu(mtu, false), tcp::Config::for_mtu(mtu, true)];
         Ok(Self {
             id: parts.id,
@@ -290,6 +297,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             armed: [None; READY_FDS],
             streams_first: false,
             spinner: idle::Spinner::new(parts.spin, parts.seat),
+            load: load::Load::new(parts.loads, shares, parts.id, parts.now),
             stopped: false,
         })
     }
@@ -319,6 +327,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// One pass of the loop. Returns whether there may be more to do at once.
     pub fn pass(&mut self, now: Now) -> bool {
         self.counters.add(Metric::Passes, 1);
+        self.weigh(now);
         // What the pass before took from the engine was submitted after it.
         self.receipts.clear();
         if self.link.has_news() {
@@ -331,7 +340,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.starved.clear();
         self.take_events(now);
-        self.exchange_with_link();
+        self.exchange_with_link(now);
         self.decide_outbound(now);
         self.take_moved(now);
         let more_mail = self.take_mail(now);
@@ -385,7 +394,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// E1: publishes the frames of the last pass and receives the next batch.
-    fn exchange_with_link(&mut self) {
+    fn exchange_with_link(&mut self, now: Now) {
         self.operations.clear();
         self.link.begin_publish(&mut self.operations);
         let receive = self.link_ready;
@@ -400,6 +409,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             let received = self.link.end_receive(&self.operations);
             self.link_ready = !received.empty;
             frames = received.frames;
+            if frames > 0 {
+                self.load.hears(now);
+            }
         }
         self.stopwatch.taken(frames, Now::read);
         self.tell_faults();
@@ -467,8 +479,13 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             let Some(mail) = self.mail.take() else { return false };
             match mail {
                 ToWorker::FrameToGuest(frame) => self.frame_to_guest(&frame),
-                ToWorker::FrameFromGuest(frame) => self.adopt_frame(frame, now),
-                ToWorker::Client { publication, socket, peer } => {
+                ToWorker::FrameFromGuest(frame) => {
+                    self.was_handed_a_frame(now);
+                    self.adopt_frame(frame, now);
+                }
+                ToWorker::Client { publication, socket, peer, guest_sockets } => {
+                    self.load.hears(now);
+                    self.keep_guest_sockets(guest_sockets);
                     self.admit_client(publication, socket, peer, now);
                 }
                 ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),
@@ -492,6 +509,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     // Who has asked may have stopped waiting.
                     let _ = asker.send(self.stopwatch.latencies().0.clone());
                 }
+                ToWorker::TakePart => self.take_part(now),
                 ToWorker::Stop => self.stop(now),
             }
         }

@@ -72,6 +72,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.awake();
     }
 
+    /// Deals the streams that the guest speaks in from now on: every other one goes to another worker.
+    pub fn deal_to(&mut self, other: u8, now: Now) {
+        self.load.begin(self.id, std::iter::once(other), now);
+    }
+
     /// Its link.
     pub fn link(&self) -> &L {
         &self.link

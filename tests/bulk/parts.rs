@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hythe::exchange::mail::{ToSlow, ToWorker};
 use hythe::exchange::{Mailbox, Waker};
-use hythe::flow::admit::Limits;
+use hythe::flow::admit::{Descriptors, Limits};
 use hythe::flow::key::HashSecret;
 use hythe::flow::table::FlowTable;
 use hythe::frame::address::Address;
@@ -64,7 +64,7 @@ pub fn parts<E, S: Sockets>(
         sockets,
         flows: Arc::new(FlowTable::new(1024, HashSecret([1, 2]))),
         flows_max: 1024,
-        limits: Limits { sockets: 256, connects_per_destination: 16, connects: 16 },
+        limits: Limits { descriptors: Descriptors::new(256), connects_per_destination: 16, connects: 16 },
         addresses: Arc::new(addresses()),
         guest_mac: GuestMac::given(GUEST_MAC),
         udp_filtering: UdpFiltering::default(),
@@ -79,6 +79,8 @@ pub fn parts<E, S: Sockets>(
         secret: [3, 4],
         recorder: None,
         spin: std::time::Duration::ZERO,
+        loads: hythe::worker::load::Loads::new(1),
+        spread: hythe::policy::Spread::Always,
         seat: Seat::default(),
         now: Now::read(),
     }

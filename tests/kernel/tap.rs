@@ -6,14 +6,18 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use hythe::link::tap;
+use hythe::host::engine::Engine;
+use hythe::host::engine::uring::Uring;
+use hythe::io::Operations;
+use hythe::link::tap::{self, Tap};
+use hythe::link::{Link, Ready};
 use io_uring::{opcode, types::Fd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
@@ -173,4 +177,80 @@ fn a_tap_lives_as_long_as_its_last_queue() {
         queues
     });
     assert!(queues.is_empty());
+}
+
+/// Receives from a link what there is; how many frames that was.
+fn received(link: &mut Tap, engine: &mut Uring) -> usize {
+    let mut operations = Operations::default();
+    let mut frames = 0;
+    loop {
+        operations.clear();
+        link.begin_receive(&mut operations);
+        engine.run(&mut operations);
+        let received = link.end_receive(&operations);
+        frames += received.frames;
+        link.release();
+        if received.empty {
+            return frames;
+        }
+    }
+}
+
+fn is_ready(ready: Option<Ready>) -> bool {
+    let Some(ready) = ready else { return false };
+    // SAFETY: the descriptor is open for as long as its link.
+    let fd = unsafe { BorrowedFd::borrow_raw(ready.fd) };
+    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).unwrap() == 1
+}
+
+#[test]
+fn a_queue_that_is_lent_is_read_by_the_first_ones_owner() {
+    let [own, other] = ENDS[0];
+    let (created, socket) = in_new_namespace(move || {
+        let created = tap::create("tap0", 3).unwrap();
+        ip(&format!(
+            "link set tap0 addrgenmode none
+             addr add {own}/24 dev tap0
+             link set tap0 up
+             neigh add {other} lladdr 02:00:00:00:00:02 dev tap0 nud permanent"
+        ));
+        (created, UdpSocket::bind((own, 7)).unwrap())
+    });
+    let mut links = Tap::all(created, 1500).unwrap();
+    let send = || {
+        // Enough flows for each queue to get some.
+        for port in 1000..1064 {
+            socket.send_to(&[1; 8], (other, port)).unwrap();
+        }
+    };
+    let receive = |links: &mut [Tap]| {
+        let mut engine = Uring::new().unwrap();
+        let ready = links[0].ready_fds().map(is_ready);
+        let frames: Vec<usize> = links.iter_mut().map(|link| received(link, &mut engine)).collect();
+        assert_eq!(links[0].ready_fds().map(is_ready), [false; 2], "all was read");
+        (ready, frames)
+    };
+    let exchange = |links: &mut [Tap]| {
+        send();
+        receive(links)
+    };
+    // What the kernel itself sends first.
+    exchange(&mut links);
+    for _ in 0..3 {
+        let (ready, spread) = exchange(&mut links);
+        assert_eq!((ready, spread.iter().sum::<usize>()), ([true, false], 64));
+        assert!(spread.iter().all(|frames| *frames > 0), "{spread:?}");
+        // What lies in a queue already is found by the first one, too.
+        send();
+        links[2].rest(true).unwrap();
+        assert_eq!(links[2].ready_fds(), [None; 2]);
+        let lent = ([true; 2], vec![spread[0] + spread[2], spread[1], 0]);
+        assert_eq!(receive(&mut links), lent);
+        assert_eq!(exchange(&mut links), lent);
+        links[1].rest(true).unwrap();
+        assert_eq!(exchange(&mut links), ([true; 2], vec![64, 0, 0]));
+        links[1].rest(false).unwrap();
+        links[2].rest(false).unwrap();
+    }
+    assert_eq!(exchange(&mut links).0, [true, false]);
 }

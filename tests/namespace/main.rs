@@ -31,6 +31,7 @@ mod proxy_pac;
 mod proxy_tls;
 mod publishing;
 mod scale;
+mod spread;
 mod stalls;
 mod streams;
 mod vpn;

@@ -42,7 +42,7 @@ impl Cell {
     }
 }
 
-/// One cell, for what does not depend on it.
+/// One cell, for what does not depend on it: one worker takes part while it suffices.
 pub const ANY: Cell = Cell::new(Engine::IoUring, 2);
 
 /// Makes a test of each cell from a claim: `on_every_cell! { a_claim(cell) { … } }`.

@@ -177,6 +177,10 @@ impl Start<'_> {
             }
             command.envs(variables);
             command.args([mode, "--engine", cell.engine_name(), "--workers", &cell.workers.to_string()]);
+            // Of the cells of many workers, half show them all taking part, whatever there is to do.
+            if mode != "vm" && cell.workers >= 4 && cell.engine == Engine::IoUring {
+                command.args(["--spread", "always"]);
+            }
             command.args(&options).args(words);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
         });

@@ -71,6 +71,8 @@ enum Happening {
     Stall(usize, bool),
     /// The guest does not use a queue from now on, or does again.
     Switch(usize, bool),
+    /// A worker deals its streams.
+    Deal,
     /// Something comes back for a datagram.
     Back(Return),
     /// The slow path asks whether the guest listens for a connection.
@@ -223,6 +225,10 @@ impl World {
                 self.agenda.add(at, Happening::Switch(index, true));
             }
         }
+        if let Some(every_ns) = self.plan.deals.filter(|_| self.stations.len() > 1) {
+            let at = self.after((0, every_ns));
+            self.agenda.add(at, Happening::Deal);
+        }
         if let Some((at_ns, by_ns)) = self.plan.jump {
             self.agenda.add(Now(START.0 + at_ns), Happening::Jump(by_ns));
         }
@@ -281,6 +287,7 @@ impl World {
             }
             Happening::Stall(queue, on) => self.stall(queue, on),
             Happening::Switch(queue, off) => self.switch(queue, off),
+            Happening::Deal => self.deal(),
             Happening::Back(Return::Datagram(datagram)) => {
                 self.kernel.borrow_mut().datagram_arrives(datagram);
             }
@@ -340,6 +347,17 @@ impl World {
         if again {
             let at = self.after((every_ns / 2, every_ns * 3 / 2));
             self.agenda.add(at, Happening::Switch(queue, !off));
+        }
+    }
+
+    fn deal(&mut self) {
+        let Some(every_ns) = self.plan.deals else { return };
+        let count = self.stations.len() as u64;
+        let (dealer, step) = (self.random.below(count), 1 + self.random.below(count - 1));
+        self.stations[dealer as usize].worker.deal_to(((dealer + step) % count) as u8, self.stage.now());
+        if !self.is_over() {
+            let at = self.after((every_ns / 2, every_ns * 3 / 2));
+            self.agenda.add(at, Happening::Deal);
         }
     }
 

@@ -86,6 +86,7 @@ impl World {
                 Happening::Pass(_)
                     | Happening::Stall(..)
                     | Happening::Switch(..)
+                    | Happening::Deal
                     | Happening::Guest
                     | Happening::Outcomes
             )
@@ -114,6 +115,8 @@ impl World {
                 self.stage
                     .check(station.is_at_rest(), || format!("a worker does not come to rest: {holdings:?}"));
             }
+            let descriptors = self.office.limits.descriptors.used();
+            self.stage.check(descriptors == 0, || format!("{descriptors} descriptors stay counted"));
             let flows = self.office.flows.len();
             self.stage.check(flows == 0, || format!("{flows} flows stay in the table"));
             self.stage.expect(self.guest.conversations.conclude(lossless));

@@ -190,10 +190,9 @@ impl Opening {
             let descriptors = table.descriptors_of(binding.protocol);
             let follower = handles.map(Follower::new);
             table.insert(Row { publication, binding, publisher, held: None, follower, descriptors });
-            // A UDP port has one socket: ports are dealt in turn.
-            let worker = |index: usize| (publication.id as usize + index) % table.workers;
             let sockets = sockets.into_iter().enumerate();
-            let sockets = sockets.map(|(index, socket)| (worker(index), socket)).collect();
+            let sockets =
+                sockets.map(|(index, socket)| (table.worker_of(publication, index), socket)).collect();
             Delivery { publication, binding, sockets }
         });
         rows.collect()

@@ -90,6 +90,8 @@ pub struct Table {
     pub(super) ephemeral: Ephemeral,
     /// How many workers there are.
     pub(super) workers: usize,
+    /// How many of them listen at a TCP port: all, or the first.
+    listeners: usize,
     /// Whether TCP ports follow the guest.
     pub(super) follows: bool,
     /// Descriptors that are left for ports.
@@ -169,6 +171,7 @@ impl Table {
             next: 1,
             ephemeral,
             workers,
+            listeners: workers,
             follows,
             descriptors_left: descriptors,
             guest_bounds: None,
@@ -181,6 +184,21 @@ impl Table {
     #[must_use]
     pub fn with_guest_bounds(self, bounds: GuestBounds) -> Self {
         Self { guest_bounds: Some(bounds), ..self }
+    }
+
+    /// Has the first worker listen for all.
+    #[must_use]
+    pub fn with_one_listener(self) -> Self {
+        Self { listeners: 1, ..self }
+    }
+
+    /// Which worker gets a socket of a port. A UDP port has one socket: ports are dealt in turn.
+    pub(super) fn worker_of(&self, publication: Publication, index: usize) -> usize {
+        let first = match publication.protocol {
+            PublishedProtocol::Tcp => 0,
+            PublishedProtocol::Udp => publication.id as usize,
+        };
+        (first + index) % self.workers
     }
 
     /// Has somebody who may still do it bind privileged ports.
@@ -214,10 +232,10 @@ impl Table {
 
     /// Binds the sockets of a port.
     pub(super) fn bind(&self, binding: &Binding) -> io::Result<Vec<OwnedFd>> {
-        let bound = listen::bind(binding.address, binding.host_port, binding.protocol, self.workers);
+        let bound = listen::bind(binding.address, binding.host_port, binding.protocol, self.listeners);
         match (bound, &self.broker) {
             (Err(error), Some(broker)) if error.kind() == io::ErrorKind::PermissionDenied => {
-                broker.bind(binding.endpoint(), binding.protocol, self.workers)
+                broker.bind(binding.endpoint(), binding.protocol, self.listeners)
             }
             (bound, _) => bound,
         }
@@ -233,10 +251,10 @@ impl Table {
         self.rows.values().map(|row| row.descriptors).sum()
     }
 
-    /// Descriptors that a port of one address takes: a listener a worker, and a handle of each where it follows the guest.
+    /// Descriptors that a port of one address takes: its listeners, and a handle of each where it follows the guest.
     pub(super) fn descriptors_of(&self, protocol: PublishedProtocol) -> u64 {
         match protocol {
-            PublishedProtocol::Tcp => self.workers as u64 * (1 + u64::from(self.follows)),
+            PublishedProtocol::Tcp => self.listeners as u64 * (1 + u64::from(self.follows)),
             PublishedProtocol::Udp => 1,
         }
     }

@@ -58,19 +58,21 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let (fd, publication) = (listener.socket.fd(), listener.publication);
         for _ in 0..ACCEPTED_AT_ONCE {
             match self.sockets.accept(fd) {
-                Ok(Some(mut accepted)) => {
-                    if let Some(number) = self.link.stand_in() {
-                        let Accepted { socket, peer } = accepted;
-                        self.pass_on(number, ToWorker::Client { publication, socket, peer });
-                        continue;
-                    }
-                    if accepted.peer.address.is_loopback() {
-                        match self.join_client(publication, accepted.socket) {
-                            Some(client) => accepted.socket = client,
-                            None => continue,
+                Ok(Some(Accepted { socket, peer })) => {
+                    let stand_in = self.link.stand_in();
+                    let dealt_to = || self.load.whose(peer, self.id);
+                    let left = match stand_in.or_else(dealt_to) {
+                        Some(number) => self.pass_on(number, publication, socket, peer),
+                        None => Some(socket),
+                    };
+                    match left {
+                        Some(socket) if stand_in.is_some() => {
+                            self.drop_frame(DropReason::WorkerFull);
+                            self.sockets.reset(socket);
                         }
+                        Some(socket) => self.admit_client(publication, socket, peer, now),
+                        None => {}
                     }
-                    self.admit_client(publication, accepted.socket, accepted.peer, now);
                 }
                 Ok(None) => return,
                 Err(_) => {
@@ -86,16 +88,28 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.waiting_listeners.push(slot);
     }
 
-    /// Leaves a client to another worker; one that has no room for it resets it.
-    fn pass_on(&mut self, number: u8, client: ToWorker<S::Socket>) {
-        let Some(mailbox) = self.workers.get(number as usize) else { return };
-        if let Err(ToWorker::Client { socket, .. }) = mailbox.put(client) {
-            self.drop_frame(DropReason::WorkerFull);
-            self.sockets.reset(socket);
+    /// Leaves a client to another worker; gives it back when that one's mailbox is full. One of the host itself takes along the
+    /// sockets by which it is joined.
+    fn pass_on(
+        &mut self,
+        number: u8,
+        publication: Publication,
+        socket: S::Socket,
+        peer: Endpoint,
+    ) -> Option<S::Socket> {
+        let Some(mailbox) = self.workers.get(usize::from(number)) else { return Some(socket) };
+        let mailbox = mailbox.clone();
+        let guest_sockets = if peer.address.is_loopback() { self.take_guest_sockets() } else { [None, None] };
+        match mailbox.put(ToWorker::Client { publication, socket, peer, guest_sockets }) {
+            Err(ToWorker::Client { socket, guest_sockets, .. }) => {
+                self.keep_guest_sockets(guest_sockets);
+                Some(socket)
+            }
+            _ => None,
         }
     }
 
-    /// Opens a connection to the guest for a client that was accepted.
+    /// Takes a client that was accepted: joins one of the host itself to the guest, and opens a connection for any other.
     pub(in crate::worker) fn admit_client(
         &mut self,
         publication: Publication,
@@ -103,7 +117,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         peer: Endpoint,
         now: Now,
     ) {
-        if let Err(reason) = self.open_inbound(publication, socket, peer, now) {
+        let socket =
+            if peer.address.is_loopback() { self.join_client(publication, socket) } else { Some(socket) };
+        if let Some(socket) = socket
+            && let Err(reason) = self.open_inbound(publication, socket, peer, now)
+        {
             self.drop_frame(reason);
         }
     }

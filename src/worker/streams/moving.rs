@@ -61,12 +61,24 @@ pub struct Strays {
     /// The length of the run.
     count: u8,
     moves: u8,
+    /// The last deal that it was in, or that was over when it began ([`crate::worker::load`]).
+    dealt: u8,
+    /// The guest sends in full segments, and has not stopped to listen: there may be more on their way.
+    bulk: bool,
 }
 
 /// A run that makes a stream move for the first time; each move doubles it, up to 16 times.
 const RUN: u8 = 8;
+const MOVES_COUNTED: u8 = 4;
+/// A segment of so many bytes is full.
+const FULL: u32 = 1024;
 
 impl Strays {
+    /// Of a stream that begins, after so many deals.
+    pub fn since(dealt: u8) -> Self {
+        Self { dealt, ..Self::default() }
+    }
+
     /// Takes in that worker `own` had a segment by way of `by`. Returns whether a run is complete: the stream belongs there.
     fn saw(&mut self, own: u8, by: u8) -> bool {
         if by != self.by || by == own {
@@ -76,54 +88,68 @@ impl Strays {
             return false;
         }
         self.count += 1;
-        if self.count < RUN << self.moves.min(4) {
+        if self.count < RUN << self.moves.min(MOVES_COUNTED) {
             return false;
         }
         self.count = 0;
         true
     }
 
+    /// Takes in a segment's length.
+    fn carries(&mut self, len: u32) {
+        if len >= FULL {
+            self.bulk = true;
+        } else if len == 0 {
+            self.bulk = false;
+        }
+    }
+
     /// The stream has moved.
-    fn moved(&mut self) {
-        *self = Self { moves: self.moves.saturating_add(1), ..Self::default() };
+    fn moved(&mut self, to: u8) {
+        // Where it was dealt elsewhere, what the guest has sent already comes on the old queue: a run of that must not bring the
+        // stream back.
+        let moves = if to == self.by { self.moves } else { self.moves.max(MOVES_COUNTED - 1) };
+        *self = Self { moves: moves.saturating_add(1), bulk: self.bulk, ..Self::since(self.dealt) };
     }
 }
 
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
-    /// A segment of the stream came in this frame: on whose queue is remembered.
-    pub(super) fn note_queue(&mut self, slot: Slot, frame: FrameRef) {
-        if let Some(by) = self.queue_of(frame)
-            && let Some(stream) = self.streams.get_mut(slot)
-            && stream.strays.saw(self.id, by)
-        {
-            self.strayed.push(slot);
-        }
+    /// A segment of the stream with so many bytes of payload came in this frame: on whose queue is remembered.
+    pub(super) fn note_queue(&mut self, slot: Slot, frame: FrameRef, len: u32) {
+        let Some(by) = self.queue_of(frame) else { return };
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        stream.strays.carries(len);
+        let run = stream.strays.saw(self.id, by).then_some(by);
+        // What the guest sends by the new queue overtakes what still lies in the old one.
+        let dealt =
+            if stream.strays.bulk { None } else { self.load.deals(self.id, &mut stream.strays.dealt) };
+        self.strayed.extend(dealt.or(run).map(|to| (slot, to)));
     }
 
     /// Sends away the streams that belong elsewhere. Between passes.
     pub(in crate::worker) fn move_strayed(&mut self, now: Now) {
         let mut strayed = std::mem::take(&mut self.strayed);
-        strayed.retain(|slot| self.is_movable(*slot));
+        strayed.retain(|(slot, to)| self.is_movable(*slot, *to));
         if !strayed.is_empty() {
             // What the streams have said so far comes before what they say elsewhere.
             self.publish_now();
         }
-        for slot in strayed.drain(..) {
+        for (slot, to) in strayed.drain(..) {
             if !self.link.has_unpublished() && !self.link.has_news() {
-                self.send_away(slot, now);
+                self.send_away(slot, to, now);
             }
         }
         self.strayed = strayed;
     }
 
-    /// Whether the stream may go where its segments come by.
-    fn is_movable(&self, slot: Slot) -> bool {
+    /// Whether the stream may go to that worker.
+    fn is_movable(&self, slot: Slot, to: u8) -> bool {
         let Some(stream) = self.streams.get(slot) else { return false };
         let host = stream.host.as_ref();
         // What a queue that is off has said goes by way of its stand-in, where nothing may overtake it.
-        let in_order = self.link.stand_in().is_none_or(|stand_in| stand_in == stream.strays.by);
+        let in_order = self.link.stand_in().is_none_or(|stand_in| stand_in == to);
         in_order
-            && stream.strays.by != self.id
+            && to != self.id
             && host.is_some_and(|host| host.kind == HostKind::Tcp && !host.failed)
             && !matches!(stream.origin, Origin::Outbound { connecting: true, .. })
             && stream.relay.state() == State::Open
@@ -133,9 +159,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             && stream.touched.is_none()
     }
 
-    fn send_away(&mut self, slot: Slot, now: Now) {
-        let Some(stream) = self.streams.get(slot) else { return };
-        let to = stream.strays.by;
+    fn send_away(&mut self, slot: Slot, to: u8, now: Now) {
         let Some(moves) = self.moves.get(to as usize).cloned() else { return };
         let Some(Stream {
             key, position: Some(position), relay, host: Some(host), origin, mut strays, ..
@@ -145,8 +169,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         };
         self.stream_timers.cancel(slot.index);
         self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
-        self.admission.close_socket();
-        strays.moved();
+        self.admission.hand_over_socket();
+        strays.moved(to);
         let moved = Moved { key, position, relay, host, origin, strays, from: Some(self.id) };
         self.flows.reassign(position, Handle::on_its_way_to(to));
         match moves.put(Box::new(moved)) {
@@ -163,10 +187,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn take_in(&mut self, moved: Moved<S::Socket>, now: Now) {
-        if self.admission.open_socket().is_err() {
-            self.send_back(moved, now);
-            return;
-        }
+        self.admission.adopt_socket();
         let Moved { key, position, mut relay, host, origin, strays, from } = moved;
         // What came to the socket meanwhile nobody has reported.
         relay.readable(now);
@@ -189,7 +210,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 self.flows.reassign(position, Handle { owner: self.id, slot });
             }
             Err(Stream { relay, .. }) => {
-                self.admission.close_socket();
+                self.admission.hand_over_socket();
                 self.send_back(Moved { key, position, relay, host, origin, strays, from }, now);
             }
         }
@@ -210,6 +231,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             None => moved,
         };
         self.flows.remove(position);
+        self.admission.adopt_socket();
+        self.admission.close_socket();
         self.sockets.reset(refused.host.socket);
         refused.relay.abandon();
         let config = *self.config(refused.key.guest.address.is_v4());
@@ -217,7 +240,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             self.send_segment(&refused.key, &reset);
         }
         self.counters.add(Metric::StreamsOver, 1);
-        self.drop_frame(DropReason::DescriptorBudget);
+        self.drop_frame(DropReason::FlowBudget);
     }
 }
 
@@ -243,11 +266,19 @@ mod tests {
         let mut strays = Strays::default();
         let runs: Vec<_> = std::iter::repeat_with(|| {
             let took = run(&mut strays);
-            strays.moved();
+            strays.moved(1);
             took
         })
         .take(7)
         .collect();
         assert_eq!(runs, [8, 16, 32, 64, 128, 128, 128]);
+    }
+
+    #[test]
+    fn what_comes_late_does_not_bring_a_dealt_stream_back() {
+        let mut strays = Strays::default();
+        assert!(!strays.saw(1, 1));
+        strays.moved(0);
+        assert_eq!(run(&mut strays), 128);
     }
 }

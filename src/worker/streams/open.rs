@@ -28,6 +28,7 @@ use crate::relay::tcp::{Over, State, TcpRelay};
 use crate::time::Now;
 
 use super::super::{Worker, token_kind};
+use super::moving::Strays;
 use super::{HostKind, HostSide, Origin, Stream};
 
 /// How long the guest has to answer a client's own address: so long that it may ask twice who the gateway is (RFC 4861, 10:
@@ -54,6 +55,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             Ok(position) => {
                 if let Some(stream) = self.streams.get_mut(slot) {
                     stream.position = Some(position);
+                    stream.strays = Strays::since(self.load.number());
                 }
                 Ok(slot)
             }

@@ -98,7 +98,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let disposition = stream.relay.segment(&arrived.tcp.segment, &config, now);
         let answered = stream.relay.state() == State::Open;
         self.touch(slot);
-        self.note_queue(slot, arrived.frame);
+        self.note_queue(slot, arrived.frame, arrived.tcp.segment.len);
         if let Some(Stream { origin: Origin::Probe { publication, .. }, relay, .. }) =
             self.streams.get_mut(slot)
             && answered
