@@ -110,8 +110,8 @@ pub enum ToWorker<S> {
         socket: S,
         /// Who it is.
         peer: Endpoint,
-        /// Sockets of the guest's namespace to join one of the host itself by: IPv6's, IPv4's.
-        guest_sockets: [Option<S>; 2],
+        /// A socket of the guest's namespace to join one of the host itself by, of the guest's first family.
+        guest_socket: Option<S>,
     },
     /// Clients of a published port come from this socket (a listener, or a bound datagram socket).
     Publish(Publication, S),
@@ -157,7 +157,7 @@ pub enum ToWorker<S> {
     Addresses(Arc<Addresses>),
     /// The host has these addresses no more: what came from them is over.
     AddressesGone(Arc<[Address]>),
-    /// Another worker has too much to do: the guest's frames are to come by way of this one too.
+    /// Another worker suffices no more: what the guest begins is to come by way of this one too.
     TakePart,
     /// Somebody wants to know the latencies that were recorded so far, in nanoseconds: from a frame to a socket, and back.
     TellLatencies(Sender<[Histogram<u64>; 2]>),

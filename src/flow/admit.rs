@@ -56,6 +56,7 @@ impl Descriptors {
 pub struct Admission {
     limits: Limits,
     sockets: u32,
+    streams: u32,
     connects: u32,
     /// Connects under way by destination. The standard map is keyed SipHash: a guest chooses the destinations.
     by_destination: HashMap<Address, u32>,
@@ -64,7 +65,7 @@ pub struct Admission {
 impl Admission {
     /// Nothing in use.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, sockets: 0, connects: 0, by_destination: HashMap::new() }
+        Self { limits, sockets: 0, streams: 0, connects: 0, by_destination: HashMap::new() }
     }
 
     /// Host sockets in use.
@@ -77,9 +78,16 @@ impl Admission {
         self.connects
     }
 
-    /// Counts a host socket in, or says why not.
-    pub fn open_socket(&mut self) -> Result<(), DropReason> {
-        self.open_sockets(1)
+    /// Host sockets of streams in use.
+    pub fn streams(&self) -> u32 {
+        self.streams
+    }
+
+    /// Counts a stream's host socket in, or says why not.
+    pub fn open_stream(&mut self) -> Result<(), DropReason> {
+        self.open_sockets(1)?;
+        self.streams += 1;
+        Ok(())
     }
 
     /// Counts several descriptors in, or says why not.
@@ -91,8 +99,9 @@ impl Admission {
         Ok(())
     }
 
-    /// Counts a host socket out.
-    pub fn close_socket(&mut self) {
+    /// Counts a stream's host socket out.
+    pub fn close_stream(&mut self) {
+        self.streams -= 1;
         self.close_sockets(1);
     }
 
@@ -102,13 +111,15 @@ impl Admission {
         self.limits.descriptors.give_back(count);
     }
 
-    /// A host socket goes to another worker, or is lost on the way there.
-    pub fn hand_over_socket(&mut self) {
+    /// A stream's host socket goes to another worker, who adopts it or sends it back.
+    pub fn hand_over_stream(&mut self) {
+        self.streams -= 1;
         self.sockets -= 1;
     }
 
     /// One has come from another worker.
-    pub fn adopt_socket(&mut self) {
+    pub fn adopt_stream(&mut self) {
+        self.streams += 1;
         self.sockets += 1;
     }
 
@@ -163,15 +174,17 @@ mod tests {
     fn one_worker_may_hold_what_others_do_not_and_all_no_more_than_there_is() {
         let limits = Limits { descriptors: Descriptors::new(8), connects_per_destination: 1, connects: 1 };
         let [mut one, mut other] = [(); 2].map(|()| Admission::new(limits.clone()));
-        one.open_sockets(7).unwrap();
+        one.open_sockets(6).unwrap();
+        one.open_stream().unwrap();
         assert_eq!(other.open_sockets(2), Err(DropReason::DescriptorBudget));
-        other.open_socket().unwrap();
-        assert_eq!(one.open_socket(), Err(DropReason::DescriptorBudget));
-        one.hand_over_socket();
-        other.adopt_socket();
-        assert_eq!((one.sockets(), other.sockets()), (6, 2));
-        assert_eq!(one.open_socket(), Err(DropReason::DescriptorBudget), "handing over frees nothing");
-        other.close_sockets(2);
+        other.open_stream().unwrap();
+        assert_eq!(one.open_stream(), Err(DropReason::DescriptorBudget));
+        one.hand_over_stream();
+        other.adopt_stream();
+        assert_eq!([one.sockets(), one.streams(), other.sockets(), other.streams()], [6, 0, 2, 2]);
+        assert_eq!(one.open_stream(), Err(DropReason::DescriptorBudget), "handing over frees nothing");
+        other.close_stream();
+        other.close_stream();
         one.open_sockets(2).unwrap();
     }
 }

@@ -94,8 +94,6 @@ pub struct Tap {
     outbound: Buffers,
     /// Its own, and behind it those that may be lent to it.
     sources: Vec<Source>,
-    /// Which of them comes first in the next batch.
-    turn: usize,
     lent: Arc<Lent>,
     /// The batch's frames: in which buffer each lies, and its length, the virtio-net header included. A read in the
     /// middle of a batch may have come too early for a frame that the next one got.
@@ -135,7 +133,6 @@ impl Tap {
             capabilities: Capabilities { mtu, tcp_segmentation: true, udp_segmentation },
             outbound: Buffers::new(BATCH, HEADER_LEN + FRAME_MAX),
             sources,
-            turn: 0,
             lent,
             frames: Vec::with_capacity(BATCH),
             reads: Vec::with_capacity(BATCH),
@@ -179,15 +176,15 @@ impl Link for Tap {
     fn begin_receive(&mut self, operations: &mut Operations) {
         self.reads.clear();
         let mut room = self.reads_max();
-        let count = self.sources.len();
         let nothing_known = self.sources.iter().all(|source| !source.ready);
-        self.turn = (self.turn + 1) % count;
-        for index in (self.turn..count).chain(0..self.turn) {
+        // Its own comes last: a flow that begins in the queue of its hash goes on in this one, by which it is answered. Each leaves
+        // room for those behind it.
+        for index in (0..self.sources.len()).rev() {
             let source = &mut self.sources[index];
             source.ready |= nothing_known;
             // Its own while that is not lent, and those of others while they are.
             let reads_it = self.lent.is_lent(self.number + index) == (index > 0);
-            let asked = if reads_it && source.ready { source.ask.min(room) } else { 0 };
+            let asked = if reads_it && source.ready { source.ask.min(room.div_ceil(index + 1)) } else { 0 };
             source.ready &= reads_it;
             room -= asked;
             let first = self.reads.len();

@@ -16,13 +16,14 @@ use crate::host::splice::{Conduit, Pumped};
 use crate::host::{HostSocket, Sockets};
 use crate::link::Link;
 use crate::observe::counters::Metric;
+use crate::time::Now;
 
 use super::{Worker, token_kind};
 
 /// Sockets of the guest's namespace that are asked for at a time, of each family.
 const SOCKETS_ASKED: u8 = 32;
 /// Descriptors of one join: two sockets, two pipes.
-pub(super) const DESCRIPTORS: u32 = 6;
+const DESCRIPTORS: u32 = 6;
 /// Empty conduits kept for the next joins.
 const CONDUITS_KEPT: usize = 64;
 
@@ -30,6 +31,7 @@ const CONDUITS_KEPT: usize = 64;
 pub(super) struct Join<S> {
     publication: Publication,
     client: S,
+    peer: Endpoint,
     guest: S,
     to_guest: Conduit,
     to_client: Conduit,
@@ -71,40 +73,36 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
-    /// One socket of each family, IPv6's first, for another worker.
-    pub(super) fn take_guest_sockets(&mut self) -> [Option<S::Socket>; 2] {
-        [false, true].map(|v4| {
-            self.ask_for_guest_sockets(v4);
-            self.guest_sockets.idle[usize::from(v4)].pop()
-        })
+    /// The family of the guest's that is asked first, if it has one: whether that is IPv4.
+    fn first_family(&self) -> Option<bool> {
+        self.addresses.families().next().map(|family| family.guest.is_v4())
     }
 
-    /// Takes in what [`take_guest_sockets`](Self::take_guest_sockets) gave.
-    pub(super) fn keep_guest_sockets(&mut self, sockets: [Option<S::Socket>; 2]) {
-        for (idle, socket) in self.guest_sockets.idle.iter_mut().zip(sockets) {
-            idle.extend(socket);
-        }
+    /// A socket to join a client by, for another worker.
+    pub(super) fn take_guest_socket(&mut self) -> Option<S::Socket> {
+        let v4 = self.first_family()?;
+        self.ask_for_guest_sockets(v4);
+        self.guest_sockets.idle[usize::from(v4)].pop()
     }
 
-    /// Whether there is a socket of each of the guest's families; if not, some will come.
-    fn has_guest_sockets(&mut self) -> bool {
-        let mut each = true;
-        for v4 in [false, true] {
-            if self.addresses.family(v4).is_some() {
-                self.ask_for_guest_sockets(v4);
-                each &= !self.guest_sockets.idle[usize::from(v4)].is_empty();
-            }
+    /// Takes in what [`take_guest_socket`](Self::take_guest_socket) gave, if few are there.
+    pub(super) fn keep_guest_socket(&mut self, socket: S::Socket) {
+        let Some(v4) = self.first_family() else { return };
+        let idle = &mut self.guest_sockets.idle[usize::from(v4)];
+        if idle.len() < SOCKETS_ASKED as usize {
+            idle.push(socket);
         }
-        each
     }
 
     /// Joins a client to the guest; gives it back when that cannot be done.
-    pub(super) fn join_client(&mut self, publication: Publication, client: S::Socket) -> Option<S::Socket> {
-        let Some(v4) = self.addresses.families().next().map(|family| family.guest.is_v4()) else {
-            return Some(client);
-        };
-        // A program may listen at one family alone, and what it refuses is asked at the other.
-        if !self.has_guest_sockets() || self.admission.open_sockets(DESCRIPTORS).is_err() {
+    pub(super) fn join_client(
+        &mut self,
+        publication: Publication,
+        client: S::Socket,
+        peer: Endpoint,
+    ) -> Option<S::Socket> {
+        let Some(v4) = self.first_family() else { return Some(client) };
+        if self.admission.open_sockets(DESCRIPTORS).is_err() {
             return Some(client);
         }
         let guest = self.connect_into_guest(publication, v4);
@@ -117,6 +115,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let join = Join {
             publication,
             client,
+            peer,
             guest,
             to_guest,
             to_client,
@@ -137,7 +136,6 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             && self.engine.watch(guest_fd, guest_token, Interest::Both).is_ok();
         if watched {
             self.counters.add(Metric::StreamsIn, 1);
-            self.counters.add(Metric::StreamsJoined, 1);
         } else {
             self.end_join(slot, true);
         }
@@ -153,12 +151,21 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         self.sockets.connect_guest(&socket, destination).ok().map(|()| socket)
     }
 
-    /// The guest refused a join at its address of one family: the other one is tried.
-    fn join_refused(&mut self, slot: Slot) {
+    /// The guest refused a join at its address of one family: the other one is tried, by frames where there is no socket for it.
+    fn join_refused(&mut self, slot: Slot, now: Now) {
         let Some(join) = self.joins.get(slot) else { return };
-        let publication = join.publication;
-        let v4 = self.addresses.families().next().is_some_and(|family| family.guest.is_v4());
-        let other = if join.asked_both { None } else { self.connect_into_guest(publication, !v4) };
+        let (publication, peer) = (join.publication, join.peer);
+        let other_v4 = self.first_family().is_some_and(|v4| !v4);
+        let has_other = !join.asked_both && self.addresses.family(other_v4).is_some();
+        let other = if has_other { self.connect_into_guest(publication, other_v4) } else { None };
+        if has_other && other.is_none() {
+            let Some([client, guest]) = self.part_join(slot) else { return };
+            self.sockets.reset(guest);
+            if let Err(reason) = self.open_inbound(publication, client, peer, now) {
+                self.drop_frame(reason);
+            }
+            return;
+        }
         let token = Token { kind: token_kind::JOIN_GUEST, slot };
         if let (Some(other), Some(join)) = (other, self.joins.get_mut(slot)) {
             join.asked_both = true;
@@ -178,15 +185,16 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Something happened on one of a join's sockets.
-    pub(super) fn join_event(&mut self, event: Event, guest_side: bool) {
+    pub(super) fn join_event(&mut self, event: Event, guest_side: bool, now: Now) {
         let slot = event.token.slot;
         let Some(join) = self.joins.get_mut(slot) else { return };
         if guest_side && !join.connected && (event.writable || event.closed || event.failed) {
             if self.sockets.outcome(&join.guest).is_err() {
-                self.join_refused(slot);
+                self.join_refused(slot, now);
                 return;
             }
             join.connected = true;
+            self.counters.add(Metric::StreamsJoined, 1);
         }
         let Join { to_guest, to_client, queued, .. } = join;
         let (outward, inward) = if guest_side { (to_client, to_guest) } else { (to_guest, to_client) };
@@ -226,13 +234,18 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn end_join(&mut self, slot: Slot, reset: bool) {
-        let Some(join) = self.joins.remove(slot) else { return };
+        for socket in self.part_join(slot).into_iter().flatten() {
+            if reset {
+                self.sockets.reset(socket);
+            }
+        }
+    }
+
+    /// Ends a join; its sockets, the client's first, are the caller's.
+    fn part_join(&mut self, slot: Slot) -> Option<[S::Socket; 2]> {
+        let join = self.joins.remove(slot)?;
         self.engine.unwatch(join.client.fd(), Token { kind: token_kind::JOIN_CLIENT, slot });
         self.engine.unwatch(join.guest.fd(), Token { kind: token_kind::JOIN_GUEST, slot });
-        if reset {
-            self.sockets.reset(join.client);
-            self.sockets.reset(join.guest);
-        }
         for conduit in [join.to_guest, join.to_client] {
             if self.conduits.len() < CONDUITS_KEPT {
                 self.conduits.extend(conduit.renewed());
@@ -240,6 +253,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         self.admission.close_sockets(DESCRIPTORS);
         self.counters.add(Metric::StreamsOver, 1);
+        Some([join.client, join.guest])
     }
 
     /// Resets every join.

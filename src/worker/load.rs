@@ -6,13 +6,13 @@
 //! others hold stays with them. Frames to the guest pass a queue that rests; frames of the guest are handed over, until a stream
 //! moves to the first worker for it ([`super::streams::moving`]), or they are so many that the worker takes part again.
 //!
-//! A worker that sees several flows begin side by side calls the others, and what begins then is spread by the guest's kernel;
+//! A worker that sees several streams begin side by side calls the others, and what begins then is spread by the guest's kernel;
 //! clients of published ports the first worker spreads. It also measures how much of the time it had something to do, over windows
 //! of some milliseconds. If it had hardly any rest it calls the others, too, and *deals* its streams: of those that are not new
 //! and that the guest speaks in during the next window, every other one (or two of three, and so on) goes to a worker that has
 //! time. The guest sends over the queue by which it was sent to, so it follows ([`Link::steers`]). One by which the guest sends
 //! in bulk stays: what it sends on the new queue would overtake what lies in the old one. A worker whose queue brought nothing for
-//! a while rests again; the first never does.
+//! a while rests again, and so does one that could be done without for a while; the first never does.
 //!
 //! Datagrams stay where their socket is: nobody is called because of them, since a flow that nothing has come back on stays on the
 //! queue that the kernel chose, and its datagrams would be handed over one by one from then on. A worker to whose sockets datagrams
@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 
-use super::{Worker, joins};
+use super::Worker;
+use super::outbound::FrameRef;
 use crate::exchange::mail::ToWorker;
 use crate::frame::address::Endpoint;
 use crate::host::Sockets;
@@ -39,10 +40,12 @@ const WINDOW: Duration = Duration::from_millis(10);
 const OVERLOADED: u8 = 97;
 /// One that had less to do than this takes streams.
 const HAS_TIME: u8 = 50;
-/// So many flows more than when a window began have others called: they are meant to run side by side.
+/// So many streams more than when a window began have others called: they are meant to run side by side.
 const SURGE: u32 = 3;
 /// A worker that rests takes part when it was handed so many frames in a window: its streams are many, or are busy.
 const HANDED: u32 = 16;
+/// After so many windows in a row in which it and the first one together had less to do than [`HAS_TIME`], a worker rests.
+const LIGHT: u32 = 10;
 /// A worker whose queue brought nothing for so long rests.
 const QUIET: Duration = Duration::from_millis(100);
 const NS_PER_MS: u64 = 1_000_000;
@@ -83,13 +86,18 @@ impl Loads {
         0..self.0.len() as u8
     }
 
+    /// The load in per cent, of one that takes part.
+    fn percent(&self, worker: u8, now: Now) -> u8 {
+        let (load, at) = self.of(worker);
+        if load == Self::RESTS || at + STALE <= now { 0 } else { load }
+    }
+
     fn rests(&self, worker: u8) -> bool {
         self.of(worker).0 == Self::RESTS
     }
 
     fn has_time(&self, worker: u8, now: Now) -> bool {
-        let (load, at) = self.of(worker);
-        load < HAS_TIME || load == Self::RESTS || at + STALE <= now
+        self.percent(worker, now) < HAS_TIME
     }
 }
 
@@ -148,11 +156,15 @@ pub struct Load {
     deals_again: Now,
     pause: Duration,
     /// What had passed when the window began.
-    passed: [u64; 3],
+    passed: [u64; 2],
+    /// Frames of this window with datagrams.
+    datagrams: u64,
+    /// Windows in a row with little to do.
+    light: u32,
     /// Frames that it was handed in this window.
     handed: u32,
-    /// Flows that there were when the window began, or when others were called for them.
-    flows: u32,
+    /// Streams that there were when the window began, or when others were called for them.
+    streams: u32,
 }
 
 impl Load {
@@ -170,9 +182,11 @@ impl Load {
             number: 0,
             deals_again: now,
             pause: PAUSE_MIN,
-            passed: [0; 3],
+            passed: [0; 2],
+            datagrams: 0,
+            light: 0,
             handed: 0,
-            flows: 0,
+            streams: 0,
         }
     }
 
@@ -197,6 +211,11 @@ impl Load {
     /// Frames came over the link.
     pub(super) fn hears(&mut self, now: Now) {
         self.heard = now;
+    }
+
+    /// A frame is a datagram's.
+    pub(super) fn carries_datagrams(&mut self, frame: FrameRef) {
+        self.datagrams += u64::from(matches!(frame, FrameRef::Link(_)));
     }
 
     /// When the queue will have been quiet for long enough.
@@ -231,49 +250,59 @@ impl Load {
 impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// A pass begins: looks whether there is too much to do here, or nothing.
     pub(super) fn weigh(&mut self, now: Now) {
-        let flows = self.flows_with_sockets();
+        // Without those that are over in all but name.
+        let streams = self.admission.streams();
         if let Some(percent) = self.load.meter.pass(now) {
-            self.load.deal = None;
-            (self.load.handed, self.load.flows) = (0, flows);
-            let [frames, datagrams, to_guest] = self.passed_in_window();
-            if to_guest > 0 {
-                // The guest answers by this worker's queue.
-                self.take_part(now);
-            }
-            if !self.load.rests {
-                self.load.loads.set(self.id, percent, now);
-            }
-            if percent < OVERLOADED {
-                self.load.pause = PAUSE_MIN;
-            } else if self.load.shares && now >= self.load.deals_again && datagrams <= frames / 2 {
-                self.deal(now);
-            }
-        } else if self.load.shares && flows >= self.load.flows.saturating_add(SURGE) {
-            self.load.flows = flows;
-            let loads = self.load.loads.clone();
-            self.call(loads.workers().filter(|other| loads.rests(*other)));
+            self.window_is_over(percent, now);
+            self.load.streams = streams;
+        } else if self.load.shares && streams >= self.load.streams.saturating_add(SURGE) {
+            self.load.streams = streams;
+            self.call_those_that_rest();
         }
         if self.load.deadline().is_some_and(|at| at <= now) {
             self.rest(true, now);
         }
     }
 
-    /// Those that are over in all but name are none, and what is spliced passes no queue.
-    fn flows_with_sockets(&self) -> u32 {
-        self.admission.sockets() - self.joins.len() * joins::DESCRIPTORS
+    fn window_is_over(&mut self, percent: u8, now: Now) {
+        self.load.deal = None;
+        self.load.handed = 0;
+        let datagrams = std::mem::take(&mut self.load.datagrams);
+        let [frames, to_guest] = self.passed_in_window();
+        if !self.load.rests {
+            self.load.loads.set(self.id, percent, now);
+        }
+        if to_guest > 0 {
+            // The guest answers by this worker's queue.
+            self.take_part(now);
+        } else if percent + self.load.loads.percent(0, now) < HAS_TIME {
+            self.load.light += 1;
+            if self.load.light >= LIGHT {
+                self.rest(true, now);
+            }
+        } else {
+            self.load.light = 0;
+        }
+        if percent < OVERLOADED {
+            self.load.pause = PAUSE_MIN;
+        } else if self.load.shares && datagrams <= frames / 2 {
+            self.call_those_that_rest();
+            if now >= self.load.deals_again {
+                self.deal(now);
+            }
+        }
     }
 
-    /// What has passed in the window that is over: frames of the guest, datagrams of the guest, datagrams to the guest.
-    fn passed_in_window(&mut self) -> [u64; 3] {
-        let passed = [Metric::FramesOut, Metric::DatagramsOut, Metric::DatagramsIn]
-            .map(|metric| self.counters.metric(metric));
+    /// What has passed in the window that is over: frames of the guest's, datagrams to the guest.
+    fn passed_in_window(&mut self) -> [u64; 2] {
+        let passed = [Metric::FramesOut, Metric::DatagramsIn].map(|metric| self.counters.metric(metric));
         let before = std::mem::replace(&mut self.load.passed, passed);
         std::array::from_fn(|index| passed[index] - before[index])
     }
 
-    /// Has others take part.
-    fn call(&self, others: impl Iterator<Item = u8>) {
-        for other in others {
+    fn call_those_that_rest(&self) {
+        let loads = &self.load.loads;
+        for other in loads.workers().filter(|other| *other != self.id && loads.rests(*other)) {
             if let Some(mailbox) = self.workers.get(usize::from(other)) {
                 // One whose mail is full has something to do already.
                 let _ = mailbox.put(ToWorker::TakePart);
@@ -289,7 +318,6 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if others.is_empty() {
             return;
         }
-        self.call(others.iter().copied());
         self.load.begin(self.id, others.into_iter(), now);
         self.load.deals_again = now + self.load.pause;
         self.load.pause = (self.load.pause * 2).min(PAUSE_MAX);
@@ -298,6 +326,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// The worker has part in what the guest does, for a while at least.
     pub(super) fn take_part(&mut self, now: Now) {
         self.load.hears(now);
+        self.load.light = 0;
         self.rest(false, now);
     }
 
@@ -319,7 +348,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         }
         self.load.rests = rests;
-        self.load.heard = now;
+        (self.load.heard, self.load.light) = (now, 0);
         // What has come since nobody reads it wakes nobody.
         self.link_ready = true;
         self.load.loads.set(self.id, if rests { Loads::RESTS } else { 0 }, now);

@@ -134,7 +134,7 @@ pub struct Parts<L, E, S: Sockets> {
     pub seat: idle::Seat,
     /// How busy the workers are.
     pub loads: load::Loads,
-    /// Whether it may rest while others suffice.
+    /// Whether it may rest while the first one suffices.
     pub spread: Spread,
     /// The time.
     pub now: Now,
@@ -460,8 +460,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 token_kind::STREAM => self.stream_event(event, now),
                 token_kind::LISTENER => self.accept_clients(event.token.slot, now),
                 token_kind::MAPPING => self.mapping_event(event),
-                token_kind::JOIN_CLIENT => self.join_event(event, false),
-                token_kind::JOIN_GUEST => self.join_event(event, true),
+                token_kind::JOIN_CLIENT => self.join_event(event, false, now),
+                token_kind::JOIN_GUEST => self.join_event(event, true, now),
                 _ => {}
             }
         }
@@ -483,9 +483,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     self.was_handed_a_frame(now);
                     self.adopt_frame(frame, now);
                 }
-                ToWorker::Client { publication, socket, peer, guest_sockets } => {
-                    self.load.hears(now);
-                    self.keep_guest_sockets(guest_sockets);
+                ToWorker::Client { publication, socket, peer, guest_socket } => {
+                    if let Some(socket) = guest_socket {
+                        self.keep_guest_socket(socket);
+                    }
                     self.admit_client(publication, socket, peer, now);
                 }
                 ToWorker::Publish(publication, socket) => self.publish(publication, socket, now),

@@ -178,6 +178,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                     self.check_source(packet)?;
                     return self.give_to_slow_path(reference, end);
                 }
+                self.load.carries_datagrams(reference);
                 let result = self.udp_from_guest(reference, packet, udp, offload.segmentation, now);
                 self.answer_refusal(reference, packet, UDP, result)
             }

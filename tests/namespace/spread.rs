@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::rig::bytes::transfer;
+use crate::rig::bytes::{echo, expect_echo, transfer};
 use crate::rig::cell::{Cell, Engine};
+use crate::rig::hythe::Hythe;
 use crate::rig::process;
 use crate::rig::quiet;
-use crate::rig::site::Family;
+use crate::rig::site::{Family, Site};
 use crate::rig::wait::{pause, wait_until};
 use crate::streams::{OPENED, Pair};
 
@@ -48,7 +49,7 @@ fn while_there_is_little_to_do_one_worker_runs() {
         wait_until("a while in which one worker suffices", || {
             // Asking wakes all of them.
             let handed_before = handed_over();
-            pause(Duration::from_millis(200));
+            little(&pair);
             let before = switches_of_others(&pair);
             assert_eq!(before.len(), usize::from(WORKERS) - 1);
             little(&pair);
@@ -80,5 +81,49 @@ fn streams_that_are_too_much_for_one_worker_are_dealt_to_others() {
             });
         }
         pair.finish(&[]);
+    }
+}
+
+#[test]
+fn clients_of_the_loopback_that_another_worker_joins_leave_no_sockets_behind() {
+    const ROUNDS: usize = 5;
+    const EACH: usize = 50;
+    const AT_A_TIME: usize = 4;
+    let _busy = quiet::busy();
+    for engine in ENGINES {
+        let site = Site::new();
+        let hythe = Hythe::of(&site.host, Cell::new(engine, WORKERS)).options("-p 8000:80").run();
+        let family = Family::V4;
+        let served = ROUNDS * EACH * AT_A_TIME;
+        let joined = echo(hythe.guest.listen(family.any(), 80), served);
+        let far = site.far.listen(family.far(), 0);
+        let beside = far.local_addr().unwrap();
+        let far = echo(far, served);
+        let used: Vec<usize> = (0..ROUNDS)
+            .map(|_| {
+                std::thread::scope(|scope| {
+                    for _ in 0..AT_A_TIME {
+                        // All take part because of these.
+                        scope.spawn(|| {
+                            (0..EACH)
+                                .for_each(|_| expect_echo(&hythe.guest.connect(beside).unwrap(), b"beside"));
+                        });
+                        scope.spawn(|| {
+                            let port = (family.loopback(), 8000);
+                            (0..EACH).for_each(|_| expect_echo(&site.host.connect(port).unwrap(), b"joined"));
+                        });
+                    }
+                });
+                pause(Duration::from_millis(100));
+                process::descriptors(hythe.pid()).len()
+            })
+            .collect();
+        // Some are kept for the next clients.
+        assert!(used[ROUNDS - 1] <= used[0] + 64, "{used:?}");
+        let counters = hythe.counters();
+        assert!(counters.get("tcp_joined") > (served / 2) as u64, "{counters:?}");
+        joined.finish();
+        far.finish();
+        hythe.stop().assert_clean(0);
     }
 }

@@ -383,6 +383,11 @@ impl<Guest> Hythe<Guest> {
         self.started.end()
     }
 
+    /// How many workers it has.
+    pub fn workers(&self) -> u8 {
+        self.cell.workers
+    }
+
     /// It really runs the engine that was asked for: each worker makes its own.
     pub fn assert_engine(&self) {
         let workers = self.cell.workers as usize;

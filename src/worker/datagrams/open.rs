@@ -114,10 +114,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn open_mapping(&mut self, guest: Endpoint, protocol: Protocol, now: Now) -> Result<Routed, DropReason> {
-        if self.admission.open_socket().is_err() {
+        if self.admission.open_sockets(1).is_err() {
             // The least recently used one makes room, if it may.
             self.evict_mapping(now);
-            self.admission.open_socket()?;
+            self.admission.open_sockets(1)?;
         }
         let v4 = guest.address.is_v4();
         let opened = match protocol {
@@ -131,7 +131,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 .map(|socket| (socket, MappingKind::Udp))
                 .map_err(|_| DropReason::DescriptorBudget),
         };
-        let (socket, kind) = opened.inspect_err(|_| self.admission.close_socket())?;
+        let (socket, kind) = opened.inspect_err(|_| self.admission.close_sockets(1))?;
         let local = self.sockets.local(&socket).unwrap_or(guest);
         match self.add_mapping(guest, kind, socket, local, true, now) {
             Ok(slot) => Ok(Routed::Here(slot)),
@@ -329,7 +329,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// counts.
     fn give_up_share(&mut self, kind: MappingKind) {
         if !matches!(kind, MappingKind::Published(_)) {
-            self.admission.close_socket();
+            self.admission.close_sockets(1);
         }
     }
 

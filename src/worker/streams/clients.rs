@@ -89,7 +89,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     /// Leaves a client to another worker; gives it back when that one's mailbox is full. One of the host itself takes along the
-    /// sockets by which it is joined.
+    /// socket by which it is joined.
     fn pass_on(
         &mut self,
         number: u8,
@@ -99,10 +99,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     ) -> Option<S::Socket> {
         let Some(mailbox) = self.workers.get(usize::from(number)) else { return Some(socket) };
         let mailbox = mailbox.clone();
-        let guest_sockets = if peer.address.is_loopback() { self.take_guest_sockets() } else { [None, None] };
-        match mailbox.put(ToWorker::Client { publication, socket, peer, guest_sockets }) {
-            Err(ToWorker::Client { socket, guest_sockets, .. }) => {
-                self.keep_guest_sockets(guest_sockets);
+        let guest_socket = if peer.address.is_loopback() { self.take_guest_socket() } else { None };
+        match mailbox.put(ToWorker::Client { publication, socket, peer, guest_socket }) {
+            Err(ToWorker::Client { socket, guest_socket, .. }) => {
+                if let Some(socket) = guest_socket {
+                    self.keep_guest_socket(socket);
+                }
                 Some(socket)
             }
             _ => None,
@@ -117,8 +119,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         peer: Endpoint,
         now: Now,
     ) {
-        let socket =
-            if peer.address.is_loopback() { self.join_client(publication, socket) } else { Some(socket) };
+        let socket = if peer.address.is_loopback() {
+            self.join_client(publication, socket, peer)
+        } else {
+            Some(socket)
+        };
         if let Some(socket) = socket
             && let Err(reason) = self.open_inbound(publication, socket, peer, now)
         {

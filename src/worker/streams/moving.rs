@@ -3,8 +3,8 @@
 //! A guest's kernel may change the queue of a conversation, because the program has gone to another processor. Its frames
 //! are handed over to the stream's worker then, a copy each, and what the stream brings the guest comes on the old queue:
 //! interrupts on the wrong processor. So when a run of segments has come by way of one other worker, the stream moves there,
-//! and every move makes the run longer that the next one takes: a guest that changes queues all the time has its frames
-//! handed over.
+//! every move makes the run longer that the next one takes: a guest that changes queues all the time has its frames
+//! handed over. A worker with too much to do moves streams to others, too ([`crate::worker::load`]): the guest follows.
 //!
 //! # How a move is made
 //! 1. The old worker takes the stream out of its slab, its timers and its engine. Between passes nothing is under way for
@@ -53,7 +53,7 @@ pub struct Moved<S> {
     from: Option<u8>,
 }
 
-/// The segments of a stream that came by way of another worker.
+/// What says where a stream belongs: its segments that came by way of another worker, and the deals.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Strays {
     /// The worker.
@@ -61,7 +61,7 @@ pub struct Strays {
     /// The length of the run.
     count: u8,
     moves: u8,
-    /// The last deal that it was in, or that was over when it began ([`crate::worker::load`]).
+    /// The worker's last deal that it was in, or that was over when it began ([`crate::worker::load`]).
     dealt: u8,
     /// The guest sends in full segments, and has not stopped to listen: there may be more on their way.
     bulk: bool,
@@ -169,7 +169,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         };
         self.stream_timers.cancel(slot.index);
         self.engine.unwatch(host.socket.fd(), Token { kind: token_kind::STREAM, slot });
-        self.admission.hand_over_socket();
+        self.admission.hand_over_stream();
         strays.moved(to);
         let moved = Moved { key, position, relay, host, origin, strays, from: Some(self.id) };
         self.flows.reassign(position, Handle::on_its_way_to(to));
@@ -187,7 +187,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     }
 
     fn take_in(&mut self, moved: Moved<S::Socket>, now: Now) {
-        self.admission.adopt_socket();
+        self.admission.adopt_stream();
         let Moved { key, position, mut relay, host, origin, strays, from } = moved;
         // What came to the socket meanwhile nobody has reported.
         relay.readable(now);
@@ -210,7 +210,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 self.flows.reassign(position, Handle { owner: self.id, slot });
             }
             Err(Stream { relay, .. }) => {
-                self.admission.hand_over_socket();
+                self.admission.hand_over_stream();
                 self.send_back(Moved { key, position, relay, host, origin, strays, from }, now);
             }
         }
@@ -231,8 +231,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             None => moved,
         };
         self.flows.remove(position);
-        self.admission.adopt_socket();
-        self.admission.close_socket();
+        self.admission.adopt_stream();
+        self.admission.close_stream();
         self.sockets.reset(refused.host.socket);
         refused.relay.abandon();
         let config = *self.config(refused.key.guest.address.is_v4());

@@ -111,8 +111,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 }
             },
         };
-        let admitted = self.admission.open_socket().and_then(|()| {
-            self.admission.begin_connect(first.address).inspect_err(|_| self.admission.close_socket())
+        let admitted = self.admission.open_stream().and_then(|()| {
+            self.admission.begin_connect(first.address).inspect_err(|_| self.admission.close_stream())
         });
         if let Err(reason) = admitted {
             self.reset_reply(&key, syn);
@@ -125,7 +125,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let slot = match self.insert_stream(stream) {
             Ok(slot) => slot,
             Err(refused) => {
-                self.admission.close_socket();
+                self.admission.close_stream();
                 self.admission.end_connect(first.address);
                 return self.not_inserted(&refused, &key, syn);
             }
@@ -157,12 +157,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         service: Service,
         now: Now,
     ) -> Result<Option<u8>, DropReason> {
-        if let Err(reason) = self.admission.open_socket() {
+        if let Err(reason) = self.admission.open_stream() {
             self.reset_reply(&key, syn);
             return Err(reason);
         }
         let Ok((socket, other_end)) = self.sockets.pair() else {
-            self.admission.close_socket();
+            self.admission.close_stream();
             self.reset_reply(&key, syn);
             return Err(DropReason::DescriptorBudget);
         };
@@ -190,7 +190,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 Ok(None)
             }
             Err(refused) => {
-                self.admission.close_socket();
+                self.admission.close_stream();
                 self.not_inserted(&refused, &key, syn)
             }
         }
@@ -365,12 +365,12 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         client: Endpoint,
         now: Now,
     ) -> Result<(), DropReason> {
-        if let Err(reason) = self.admission.open_socket() {
+        if let Err(reason) = self.admission.open_stream() {
             self.sockets.reset(socket);
             return Err(reason);
         }
         let Some(keys) = self.inbound_keys(publication.guest_port, client, now) else {
-            self.admission.close_socket();
+            self.admission.close_stream();
             self.sockets.reset(socket);
             return Err(DropReason::Policy);
         };
@@ -383,7 +383,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 Ok(())
             }
             Err(_) => {
-                self.admission.close_socket();
+                self.admission.close_stream();
                 self.sockets.reset(socket);
                 Err(DropReason::FlowBudget)
             }
@@ -535,7 +535,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             Err(host) => {
                 if let Some(host) = host {
                     self.sockets.reset(host.socket);
-                    self.admission.close_socket();
+                    self.admission.close_stream();
                 }
                 return;
             }

@@ -27,7 +27,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let waiting = self.streams.get(slot).is_some_and(|stream| {
             stream.host.is_some() && stream.next_host.is_none() && !stream.relay.is_host_done()
         });
-        if !waiting || self.admission.open_socket().is_err() {
+        if !waiting || self.admission.open_stream().is_err() {
             // The service has nothing else to offer.
             self.sockets.reset(socket);
             return self.break_stream(slot);
@@ -60,7 +60,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let token = Token { kind: token_kind::STREAM, slot };
         if let Some(old) = stream.host.take() {
             Self::close_host(&mut self.engine, &mut self.sockets, old, slot, false);
-            self.admission.close_socket();
+            self.admission.close_stream();
         }
         host.keeps_offset = self.sockets.establish(&host.socket, host.peer.address.is_v4(), false);
         if stream.relay.receive().is_shut_down() {

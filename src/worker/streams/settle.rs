@@ -433,10 +433,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let reset = stream.relay.over().is_some_and(|over| over != Over::Done);
         if let Some(next) = stream.next_host.take() {
             self.sockets.reset(next.host.socket);
-            self.admission.close_socket();
+            self.admission.close_stream();
         }
         if std::mem::take(&mut stream.counted) {
-            self.admission.close_socket();
+            self.admission.close_stream();
         }
         if let Some(host) = stream.host.take() {
             Self::close_host(&mut self.engine, &mut self.sockets, host, slot, reset);
