@@ -18,7 +18,7 @@ use seccompiler::{
 };
 
 use crate::host::engine::{EngineKind, direct, epoll, uring};
-use crate::host::{datagram, errors, listen, options, splice, tcp};
+use crate::host::{datagram, errors, listen, options, processors, splice, tcp};
 use crate::link::tap;
 use crate::monitor::{session, sockets};
 use crate::observe::recorder;
@@ -139,6 +139,7 @@ const WORKER: &[&[c_long]] = &[
     datagram::SYSTEM_CALLS,
     exchange::SYSTEM_CALLS,
     splice::SYSTEM_CALLS,
+    processors::SYSTEM_CALLS,
     tap::SYSTEM_CALLS,
     // A service's stream.
     &[libc::SYS_socketpair],
@@ -212,6 +213,9 @@ fn rules(thread: Thread, call: c_long) -> Result<Vec<SeccompRule>, SandboxError>
         libc::SYS_socket => vec![vec![is(0, libc::AF_INET)], vec![is(0, libc::AF_INET6)]],
         libc::SYS_socketpair => vec![vec![is_type(1, libc::SOCK_STREAM)]],
         libc::SYS_tgkill => vec![vec![is(0, std::process::id() as i32)]],
+        // The calling thread, and no other.
+        libc::SYS_sched_setaffinity => vec![vec![is(0, 0)]],
+        libc::SYS_getrusage => vec![vec![is(0, libc::RUSAGE_THREAD)]],
         _ => Vec::new(),
     };
     if (call, thread) == (libc::SYS_prlimit64, Thread::PacEvaluator) {
@@ -347,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_of_the_internet_and_signals_for_the_own_process() {
+    fn sockets_are_of_the_internet_signals_for_the_own_process_and_processors_for_the_own_thread() {
         let killed = |call| matches!(after_call(call), WaitStatus::Signaled(_, Signal::SIGSYS, _));
         #[allow(unsafe_code)]
         // SAFETY: no memory is passed, but to `socketpair`, which gets room for its two descriptors.
@@ -374,6 +378,17 @@ mod tests {
             assert!(killed(|| {
                 libc::syscall(libc::SYS_tgkill, 1, 1, libc::SIGURG);
             }));
+            assert!(killed(|| {
+                libc::syscall(libc::SYS_sched_setaffinity, 1, 0, 0);
+            }));
+            assert!(killed(|| {
+                libc::syscall(libc::SYS_getrusage, libc::RUSAGE_SELF, 0);
+            }));
+            let own = after_call(|| {
+                libc::syscall(libc::SYS_getrusage, libc::RUSAGE_THREAD, 0);
+                libc::syscall(libc::SYS_sched_setaffinity, 0, 0, 0);
+            });
+            assert!(matches!(own, WaitStatus::Exited(..)), "{own:?}");
         }
     }
 

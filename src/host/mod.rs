@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod listen;
 pub mod occupant;
 pub mod options;
+pub mod processors;
 pub mod splice;
 pub mod tcp;
 

@@ -13,8 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 
 use crate::channel::Channel;
 use crate::config::Config;
@@ -27,6 +26,7 @@ use crate::flow::table::FlowTable;
 use crate::fork::Process;
 use crate::host::engine::{Engine, EngineError, EngineKind, epoll::Epoll, uring::Uring};
 use crate::host::kernel::KernelSockets;
+use crate::host::processors::{Pinning, Processors};
 use crate::host::{HOSTS, RESOLV_CONF};
 use crate::io::{discard, return_what_is_freed};
 use crate::link::Link;
@@ -166,8 +166,8 @@ impl Node {
         let addresses = Arc::new(config.addresses.clone());
         let excluded = provisions.ports.excluded();
         let limits = limits(&provisions);
-        let cores = allowed_cores();
-        let (seats, loads) = (Seat::for_processors(cores.len()), Loads::new(count));
+        let processors = Processors::allowed();
+        let (seats, loads) = (Seat::for_processors(processors.count()), Loads::new(count));
         let sandboxed = config.sandbox;
         if sandboxed {
             let api = provisions.api.as_ref().map(Listening::directory);
@@ -182,7 +182,7 @@ impl Node {
                 id: id as u8,
                 link,
                 engine: provisions.engine(),
-                core: cores.get(id % cores.len().max(1)).copied(),
+                processors: processors.clone(),
                 seat: seats[id % seats.len()].clone(),
                 loads: loads.clone(),
                 raw,
@@ -421,22 +421,12 @@ fn limits(provisions: &Provisions) -> Limits {
     }
 }
 
-/// The processors to pin workers to, in turns. Each process begins with another one: the first worker has the most to do.
-fn allowed_cores() -> Vec<usize> {
-    let Ok(set) = nix::sched::sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
-    let mut cores: Vec<usize> =
-        (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).collect();
-    let first = std::process::id() as usize % cores.len().max(1);
-    cores.rotate_left(first);
-    cores
-}
-
 /// What a worker's thread starts from.
 struct WorkerSeed<L> {
     id: u8,
     link: L,
     engine: EngineKind,
-    core: Option<usize>,
+    processors: Processors,
     seat: Seat,
     loads: Loads,
     raw: [Vec<OwnedFd>; 2],
@@ -462,14 +452,11 @@ struct WorkerSeed<L> {
 impl<L: Link> WorkerSeed<L> {
     fn grow(self) {
         let ended = self.ended.clone();
-        if let Some(core) = self.core {
-            let mut set = CpuSet::new();
-            // A worker that cannot be pinned is a worker all the same.
-            let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-        }
+        // Before anything else, so that its memory is near.
+        let pinning = Pinning::new(self.processors.clone(), self.id.into(), self.guest_in_kernel);
         let result = match self.engine {
-            EngineKind::IoUring => Uring::new().and_then(|engine| self.live(engine)),
-            EngineKind::Epoll => Epoll::new().and_then(|engine| self.live(engine)),
+            EngineKind::IoUring => Uring::new().and_then(|engine| self.live(engine, pinning)),
+            EngineKind::Epoll => Epoll::new().and_then(|engine| self.live(engine, pinning)),
         };
         if let Err(error) = result {
             tracing::error!(%error, "a worker could not start");
@@ -477,7 +464,7 @@ impl<L: Link> WorkerSeed<L> {
         ended.signal();
     }
 
-    fn live<E: Engine>(self, engine: E) -> io::Result<()> {
+    fn live<E: Engine>(self, engine: E, pinning: Pinning) -> io::Result<()> {
         limit(self.config.sandbox, sandbox::Thread::Worker(self.engine))?;
         let now = Now::read();
         // Identifiers of raw echo sockets: a range of each worker's own.
@@ -505,6 +492,7 @@ impl<L: Link> WorkerSeed<L> {
             recorder: self.recorder,
             spin: self.config.spin,
             seat: self.seat,
+            pinning,
             loads: self.loads,
             spread: self.config.spread,
             now,

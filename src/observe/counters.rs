@@ -109,6 +109,8 @@ metrics! {
     Passes => "passes",
     /// Times the worker went to sleep.
     Sleeps => "sleeps",
+    /// Times the worker went to another processor because others kept taking its own.
+    ProcessorsChanged => "processors_changed",
     /// System calls made for input and output.
     SystemCalls => "system_calls",
     /// Operations carried out by the engine.

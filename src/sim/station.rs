@@ -13,6 +13,7 @@ use crate::flow::admit::{Descriptors, Limits};
 use crate::flow::key::HashSecret;
 use crate::flow::table::FlowTable;
 use crate::frame::drop_reason::DropReason;
+use crate::host::processors::Pinning;
 use crate::link::Capabilities;
 use crate::observe::counters::{Counters, Metric};
 use crate::policy::addresses::{Addresses, Family, SUBNET, SUBNET6};
@@ -170,6 +171,7 @@ impl Office {
             loads: Loads::new(1),
             spread: Spread::Always,
             seat: Seat::default(),
+            pinning: Pinning::default(),
             now: stage.now(),
         };
         let worker = match Worker::new(parts) {

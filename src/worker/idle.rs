@@ -23,7 +23,7 @@ use super::Worker;
 /// cost, and a guest or a peer that is busy with them needs the processor more.
 ///
 /// What a worker waits for is done by others, and on a machine whose processors all look nobody does it. So whoever the
-/// worker has just woken, and the kernel has put behind it on its own processor, goes first ([`std::thread::yield_now`]);
+/// worker has just woken, and the kernel has put behind it on its own processor, goes first;
 /// and of two processors one may look, see [`Seat`].
 pub struct Spinner {
     limit: Duration,
@@ -202,7 +202,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let start = Now::read();
         self.load.idles(start);
         self.spinner.seat.take(self.id);
-        std::thread::yield_now();
+        self.pinning.give_way();
         loop {
             self.engine.wait(Some(Duration::ZERO), &mut self.events);
             let in_ring = self.link.has_work();

@@ -101,6 +101,14 @@ impl Loads {
     }
 }
 
+/// Some milliseconds that are over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Window {
+    lasted: Duration,
+    /// How much of it there was something to do.
+    percent: u8,
+}
+
 /// How much of the time there was something to do.
 struct Meter {
     since: Now,
@@ -118,18 +126,19 @@ impl Meter {
         self.idle_since.get_or_insert(now);
     }
 
-    /// A pass begins. Returns the load in per cent when a window is over.
-    fn pass(&mut self, now: Now) -> Option<u8> {
+    /// A pass begins. Returns the window that is over, if one is.
+    fn pass(&mut self, now: Now) -> Option<Window> {
         if let Some(since) = self.idle_since.take() {
             self.idle += now - since;
         }
-        let whole = now - self.since;
-        if whole < WINDOW {
+        let lasted = now - self.since;
+        if lasted < WINDOW {
             return None;
         }
-        let busy = whole.saturating_sub(self.idle);
+        let busy = lasted.saturating_sub(self.idle);
         (self.since, self.idle) = (now, Duration::ZERO);
-        Some((busy.as_nanos() * 100 / whole.as_nanos()).min(100) as u8)
+        let percent = (busy.as_nanos() * 100 / lasted.as_nanos()).min(100) as u8;
+        Some(Window { lasted, percent })
     }
 }
 
@@ -252,8 +261,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     pub(super) fn weigh(&mut self, now: Now) {
         // Without those that are over in all but name.
         let streams = self.admission.streams();
-        if let Some(percent) = self.load.meter.pass(now) {
-            self.window_is_over(percent, now);
+        if let Some(window) = self.load.meter.pass(now) {
+            self.window_is_over(window, now);
             self.load.streams = streams;
         } else if self.load.shares && streams >= self.load.streams.saturating_add(SURGE) {
             self.load.streams = streams;
@@ -264,11 +273,17 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
     }
 
-    fn window_is_over(&mut self, percent: u8, now: Now) {
+    fn window_is_over(&mut self, Window { lasted, percent }: Window, now: Now) {
+        let is_disturbed = !self.load.rests && self.is_disturbed(lasted);
         self.load.deal = None;
         self.load.handed = 0;
         let datagrams = std::mem::take(&mut self.load.datagrams);
         let [frames, to_guest] = self.passed_in_window();
+        let of_datagrams = datagrams > frames / 2;
+        // While the worker waits for its processor, a sender of datagrams fills the queue, and one pass then takes them all.
+        if is_disturbed && !of_datagrams && self.pinning.move_on() {
+            self.counters.add(Metric::ProcessorsChanged, 1);
+        }
         if !self.load.rests {
             self.load.loads.set(self.id, percent, now);
         }
@@ -285,12 +300,19 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         }
         if percent < OVERLOADED {
             self.load.pause = PAUSE_MIN;
-        } else if self.load.shares && datagrams <= frames / 2 {
+        } else if self.load.shares && !of_datagrams {
             self.call_those_that_rest();
             if now >= self.load.deals_again {
                 self.deal(now);
             }
         }
+    }
+
+    /// Whether others kept the worker from its processor in the window that is over.
+    fn is_disturbed(&mut self, lasted: Duration) -> bool {
+        // Where there were not enough for all workers, one may be free now.
+        self.pinning.take();
+        self.pinning.is_disturbed(lasted)
     }
 
     /// What has passed in the window that is over: frames of the guest's, datagrams to the guest.
@@ -348,6 +370,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         }
         self.load.rests = rests;
+        if rests {
+            self.pinning.leave();
+        } else {
+            self.pinning.take();
+        }
         (self.load.heard, self.load.light) = (now, 0);
         // What has come since nobody reads it wakes nobody.
         self.link_ready = true;
@@ -369,15 +396,16 @@ mod tests {
     #[test]
     fn load_is_the_part_of_a_window_in_which_there_was_something_to_do() {
         let mut meter = Meter::new(START);
+        let window = |lasted, percent| Some(Window { lasted: Duration::from_millis(lasted), percent });
         assert_eq!(meter.pass(ms(1)), None);
         meter.idles(ms(2));
         assert_eq!(meter.pass(ms(6)), None);
-        assert_eq!(meter.pass(ms(10)), Some(60));
+        assert_eq!(meter.pass(ms(10)), window(10, 60));
         meter.idles(ms(10));
         meter.idles(ms(15));
-        assert_eq!(meter.pass(ms(1010)), Some(0), "a long sleep ends its window");
+        assert_eq!(meter.pass(ms(1010)), window(1000, 0), "a long sleep ends its window");
         assert_eq!(meter.pass(ms(1019)), None);
-        assert_eq!(meter.pass(ms(1020)), Some(100));
+        assert_eq!(meter.pass(ms(1020)), window(10, 100));
     }
 
     #[test]

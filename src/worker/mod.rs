@@ -40,6 +40,7 @@ use crate::flow::table::FlowTable;
 use crate::flow::timer::TimerWheel;
 use crate::frame::drop_reason::DropReason;
 use crate::host::engine::{Engine, Event, Interest, Token};
+use crate::host::processors::Pinning;
 use crate::host::splice::Conduit;
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Buffers, Operations};
@@ -132,6 +133,8 @@ pub struct Parts<L, E, S: Sockets> {
     pub spin: Duration,
     /// Where to look from.
     pub seat: idle::Seat,
+    /// Which processor its thread runs on.
+    pub pinning: Pinning,
     /// How busy the workers are.
     pub loads: load::Loads,
     /// Whether it may rest while the first one suffices.
@@ -221,6 +224,7 @@ pub struct Worker<L: Link, E: Engine, S: Sockets> {
     /// Streams came before datagrams in this pass.
     streams_first: bool,
     spinner: idle::Spinner,
+    pinning: Pinning,
     load: load::Load,
     stopped: bool,
 }
@@ -297,6 +301,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             armed: [None; READY_FDS],
             streams_first: false,
             spinner: idle::Spinner::new(parts.spin, parts.seat),
+            pinning: parts.pinning,
             load: load::Load::new(parts.loads, shares, parts.id, parts.now),
             stopped: false,
         })

@@ -82,6 +82,7 @@ pub fn parts<E, S: Sockets>(
         loads: hythe::worker::load::Loads::new(1),
         spread: hythe::policy::Spread::Always,
         seat: Seat::default(),
+        pinning: hythe::host::processors::Pinning::default(),
         now: Now::read(),
     }
 }

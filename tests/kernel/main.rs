@@ -6,6 +6,7 @@ mod calls;
 mod datagrams;
 mod joined;
 mod ports;
+mod processors;
 mod readiness;
 mod ring;
 mod streams;

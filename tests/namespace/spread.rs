@@ -1,6 +1,12 @@
-//! One worker has all that there is to do while it suffices, and all have it when it does not.
+//! One worker has all that there is to do while it suffices, and all have it when it does not; and where they run.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::rig::bytes::{echo, expect_echo, transfer};
 use crate::rig::cell::{Cell, Engine};
@@ -125,5 +131,63 @@ fn clients_of_the_loopback_that_another_worker_joins_leave_no_sockets_behind() {
         joined.finish();
         far.finish();
         hythe.stop().assert_clean(0);
+    }
+}
+
+/// Takes this processor for moments, thousands of times a second, until it is dropped.
+struct Disturbance {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Disturbance {
+    fn of(processor: usize) -> Self {
+        let over: Arc<AtomicBool> = Arc::default();
+        let mut set = CpuSet::new();
+        set.set(processor).unwrap();
+        let disturb = {
+            let over = over.clone();
+            move || {
+                sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+        };
+        Self { over, thread: Some(std::thread::spawn(disturb)) }
+    }
+}
+
+impl Drop for Disturbance {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // One that has failed disturbs nobody, and the test fails.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The processor that the first worker is pinned to.
+fn processor_of_first(pair: &Pair) -> usize {
+    let statuses = process::thread_statuses(pair.hythe.pid());
+    let status = statuses.iter().find(|status| status.contains("worker-0\n")).unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    list.trim().parse().unwrap()
+}
+
+#[test]
+fn a_worker_that_is_put_off_its_processor_again_and_again_goes_to_another_one() {
+    let _busy = quiet::busy();
+    for engine in ENGINES {
+        let pair = Pair::new(Cell::new(engine, 1));
+        let (guest, far) = pair.connect(OPENED[0], Family::V4);
+        let first = processor_of_first(&pair);
+        let disturbance = Disturbance::of(first);
+        wait_until("the worker to go elsewhere", || {
+            transfer(&far, &guest, 1, 64 << 20);
+            processor_of_first(&pair) != first
+        });
+        drop(disturbance);
+        assert!(pair.hythe.counters().get("processors_changed") > 0);
+        pair.finish(&[]);
     }
 }
