@@ -171,8 +171,8 @@ impl<C: Confine> Pinning<C> {
 
     /// The worker has something to do: if there is a processor that no other one has, it gets that.
     pub fn take(&mut self) {
-        if !self.holds && self.chooses {
-            self.take_from(self.index);
+        if !self.holds && self.chooses && self.take_from(self.index) {
+            self.preemptions = None;
         }
     }
 
@@ -222,22 +222,20 @@ impl<C: Confine> Pinning<C> {
 
     /// Takes the first free processor from this one on, and from the beginning again.
     fn take_from(&mut self, first: usize) -> bool {
-        if !self.still_chooses() {
-            return false;
-        }
         let count = self.processors.count();
         let free = (first..first + count).map(|index| index % count).find(|index| {
-            let is_taken = self.processors.take(*index);
-            // One that is not there any more, or is not for this process.
-            if is_taken && !self.pin(*index) {
-                self.processors.give_back(*index);
+            if !self.processors.take(*index) {
                 return false;
             }
-            is_taken
+            // It may not be there any more, or not for this process.
+            let is_there = self.still_chooses() && self.pin(*index);
+            if !is_there {
+                self.processors.give_back(*index);
+            }
+            is_there
         });
         let Some(index) = free else { return false };
         (self.index, self.holds, self.is_pinned) = (index, true, true);
-        self.preemptions = None;
         true
     }
 

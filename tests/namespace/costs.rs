@@ -10,6 +10,7 @@ use crate::rig::bytes::{accept, echo, expect_echo, transfer};
 use crate::rig::cell::{Cell, Engine};
 use crate::rig::hythe::Hythe;
 use crate::rig::site::{Family, Site};
+use crate::rig::socket::receive;
 
 /// What one unit may cost at the most.
 struct Limits {
@@ -125,9 +126,9 @@ fn expect_datagrams(site: &Site, hythe: &Hythe, limit: Cost) {
     let exchange = || {
         let mut byte = [0];
         guest.send_to(b"x", to).unwrap();
-        let (_, from) = far.recv_from(&mut byte).unwrap();
+        let (_, from) = receive(&far, &mut byte).unwrap();
         far.send_to(b"y", from).unwrap();
-        guest.recv_from(&mut byte).unwrap();
+        receive(&guest, &mut byte).unwrap();
     };
     exchange();
     expect_cost(hythe, "a datagram there and one back", ROUND_TRIPS, limit, || {

@@ -10,6 +10,7 @@ use crate::rig::netns::Netns;
 use crate::rig::pattern::Pattern;
 use crate::rig::quiet;
 use crate::rig::site::{FAMILIES, Family, Site};
+use crate::rig::socket::receive;
 use crate::rig::wait::{PATIENCE, pause, wait_until, wait_within};
 
 /// Bytes of a datagram: the least, one packet, fragments, the most that IPv4 carries.
@@ -21,12 +22,12 @@ fn expect_exchange(asking: &UdpSocket, to: SocketAddr, answering: &UdpSocket, si
     asking.send_to(&message, to).unwrap();
     let mut bytes = vec![0; 70_000];
     let (len, from) =
-        answering.recv_from(&mut bytes).unwrap_or_else(|error| panic!("{size} bytes did not come: {error}"));
+        receive(answering, &mut bytes).unwrap_or_else(|error| panic!("{size} bytes did not come: {error}"));
     assert!(bytes[..len] == message, "{len} bytes came of {size}, or others");
     let answer = Pattern(!(size as u64)).bytes(size);
     answering.send_to(&answer, from).unwrap();
     let (len, answerer) =
-        asking.recv_from(&mut bytes).unwrap_or_else(|error| panic!("{size} bytes did not return: {error}"));
+        receive(asking, &mut bytes).unwrap_or_else(|error| panic!("{size} bytes did not return: {error}"));
     assert!(bytes[..len] == answer, "{len} bytes returned of {size}, or others");
     assert_eq!(answerer, to, "the answer comes from whom was asked");
     from
@@ -122,7 +123,7 @@ on_every_cell! {
             let guest = hythe.guest.udp(family.any(), 0);
             hythe.guest.run(|| guest.connect((family.far(), 7999))).unwrap();
             guest.send(b"anybody?").unwrap();
-            let error = guest.recv(&mut [0; 10]).unwrap_err();
+            let error = receive(&guest, &mut [0; 10]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
         }
         hythe.stop().assert_clean(0);
@@ -172,7 +173,7 @@ fn all_accounted_for(hythe: &Hythe, from: &UdpSocket, to: &UdpSocket, losses: &L
         let sender = scope.spawn(|| send_paced(from, COUNT, 50_000));
         let complete = wait_within(PATIENCE, || {
             let mut bytes = [0; 16];
-            while let Ok(len) = to.recv(&mut bytes) {
+            while let Ok((len, _)) = receive(to, &mut bytes) {
                 let number = u32::from_be_bytes(bytes[..len].try_into().unwrap()) as usize;
                 assert!(!std::mem::replace(&mut seen[number], true), "{number} came twice");
                 received += 1;
@@ -198,7 +199,7 @@ on_every_cell! {
         let guest = hythe.guest.udp(Family::V4.any(), 0);
         guest.connect(far.local_addr().unwrap()).unwrap();
         guest.send(&[0xff; 4]).unwrap();
-        let (_, seen) = far.recv_from(&mut [0; 16]).unwrap();
+        let (_, seen) = receive(&far, &mut [0; 16]).unwrap();
         far.connect(seen).unwrap();
         all_accounted_for(
             &hythe,
@@ -237,7 +238,7 @@ fn a_stranger_s_datagram_does_not_reach_the_guest() {
         let other_port = site.far.udp(family.far(), 7001);
         other_port.send_to(b"also me", seen).unwrap();
         let mut bytes = [0; 20];
-        let (len, from) = guest.recv_from(&mut bytes).unwrap();
+        let (len, from) = receive(&guest, &mut bytes).unwrap();
         assert_eq!((&bytes[..len], from), (&b"also me"[..], other_port.local_addr().unwrap()));
     }
     hythe.stop().assert_clean(0);

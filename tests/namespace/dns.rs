@@ -14,6 +14,7 @@ use crate::rig::hythe::{Hythe, Start};
 use crate::rig::netns::Netns;
 use crate::rig::nsd::Nsd;
 use crate::rig::site::{FAMILIES, Family, Site};
+use crate::rig::socket::receive;
 use crate::rig::wait::wait_until;
 
 /// hythe on a host whose resolver is the far server.
@@ -97,7 +98,7 @@ impl Kind {
             let socket = from.udp(any, 0);
             socket.send_to(&query, server).unwrap();
             let mut answer = vec![0; 65_535];
-            let len = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{self:?}: {error}"));
+            let (len, _) = receive(&socket, &mut answer).unwrap_or_else(|error| panic!("{self:?}: {error}"));
             answer.truncate(len);
             answer
         };
@@ -623,7 +624,7 @@ fn forged_answers_are_counted_and_neither_given_nor_kept() {
     let resolver = std::thread::spawn(move || {
         let mut query = [0; 512];
         for _ in 0..ROUNDS {
-            let (len, client) = crate::rig::socket::receive(&true_one, &mut query).unwrap();
+            let (len, client) = receive(&true_one, &mut query).unwrap();
             let forged = address_for(&query[..len], 66);
             let changed = |at: usize, by: u8| {
                 let mut forged = forged.clone();

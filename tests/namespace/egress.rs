@@ -11,6 +11,7 @@ use crate::rig::company::proxies::{BY_PROXY, PORT};
 use crate::rig::http::{Server, Talk};
 use crate::rig::hythe::{Hythe, PROGRAM};
 use crate::rig::site::{FAMILIES, Family};
+use crate::rig::socket::receive;
 use crate::rig::wait::wait_until;
 
 fn ask(hythe: &Hythe, to: IpAddr, host: &str) -> (u16, String) {
@@ -57,10 +58,10 @@ on_every_cell! {
         wait_until("a datagram that is allowed", || {
             let _ = spoken.send_to(b"allowed", (Family::V4.next_hop(), 8000));
             good.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
-            good.recv(&mut [0; 20]).is_ok()
+            receive(&good, &mut [0; 20]).is_ok()
         });
         heard.set_nonblocking(true).unwrap();
-        assert_eq!(heard.recv(&mut [0; 20]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(receive(&heard, &mut [0; 20]).unwrap_err().kind(), ErrorKind::WouldBlock);
         // The rule about TCP says nothing about echoes; the one about everything does.
         assert!(hythe.guest.command(&["ping", "-c1", "-W20", "198.51.100.1"]).contains("1 received"));
         assert!(!hythe.guest.output(&["ping", "-c1", "-W2", "2001:db8::1"]).status.success());

@@ -359,7 +359,11 @@ fn forbidden(guest: &Netns, to: SocketAddr, listener: &TcpListener, server: &Udp
     listener.set_nonblocking(true).unwrap();
     assert_eq!(listener.accept().map(|_| ()).unwrap_err().kind(), ErrorKind::WouldBlock, "{to} was reached");
     server.set_nonblocking(true).unwrap();
-    assert_eq!(server.recv(&mut [0; 20]).unwrap_err().kind(), ErrorKind::WouldBlock, "{to} was reached");
+    assert_eq!(
+        socket::receive(server, &mut [0; 20]).unwrap_err().kind(),
+        ErrorKind::WouldBlock,
+        "{to} was reached"
+    );
 }
 
 on_every_cell! {

@@ -16,6 +16,7 @@ use crate::rig::netns::Netns;
 use crate::rig::process;
 use crate::rig::program::Program;
 use crate::rig::site::{FAMILIES, Family, Site};
+use crate::rig::socket::receive;
 use crate::rig::wait::wait_until;
 use crate::streams::Pair;
 
@@ -279,16 +280,16 @@ on_every_cell! {
             let guest = hythe.guest.udp(family.any(), 0);
             guest.send_to(b"question", far.local_addr().unwrap()).unwrap();
             let mut bytes = [0; 20];
-            let (len, from) = far.recv_from(&mut bytes).unwrap();
+            let (len, from) = receive(&far, &mut bytes).unwrap();
             assert_eq!(&bytes[..len], b"question");
             far.send_to(b"answer", from).unwrap();
-            let len = guest.recv(&mut bytes).unwrap();
+            let (len, _) = receive(&guest, &mut bytes).unwrap();
             assert_eq!(&bytes[..len], b"answer");
 
             let server = hythe.guest.udp(family.any(), 80);
             let client = site.far.udp(family.next_hop(), 0);
             client.send_to(b"published", (family.host(), 8000)).unwrap();
-            let (len, from) = server.recv_from(&mut bytes).unwrap();
+            let (len, from) = receive(&server, &mut bytes).unwrap();
             assert_eq!((&bytes[..len], from), (&b"published"[..], client.local_addr().unwrap()));
 
             let listener = hythe.guest.listen(family.any(), 80);
@@ -362,7 +363,7 @@ on_every_cell! {
         expect_service(&site, &hythe.guest);
         let far = site.far.udp(Family::V4.far(), 7777);
         hythe.guest.udp(Family::V4.any(), 0).send_to(&[7; 100], far.local_addr().unwrap()).unwrap();
-        far.recv(&mut [0; 200]).unwrap();
+        receive(&far, &mut [0; 200]).unwrap();
         hythe.stop().assert_clean(0);
         let read = |filter: &str| {
             let said = site.host.command(&["tcpdump", "-nn", "-r", &file.display().to_string(), filter]);

@@ -15,7 +15,7 @@ use hythe::control::client::{AskError, ask};
 use hythe::control::shapes::{Code, Port, Ports, Status};
 use nix::sys::signal::Signal;
 
-use crate::rig::bytes::{accept, echo, expect_echo, transfer};
+use crate::rig::bytes::{accept, echo, expect_echo, read, transfer};
 use crate::rig::cell::{ANY, Cell, Engine, on_every_cell};
 use crate::rig::directory::Directory;
 use crate::rig::hythe::{Hythe, PROGRAM};
@@ -404,7 +404,7 @@ fn serve_echo(listener: &TcpListener, stop: &AtomicBool) {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             scope.spawn(move || {
                 let mut bytes = [0; 4096];
-                while let Ok(len @ 1..) = (&stream).read(&mut bytes) {
+                while let Ok(len @ 1..) = read(&stream, &mut bytes) {
                     if (&stream).write_all(&bytes[..len]).is_err() {
                         break;
                     }

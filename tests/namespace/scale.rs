@@ -10,6 +10,7 @@ use crate::rig::cell::{Cell, Engine, on_every_cell};
 use crate::rig::process;
 use crate::rig::quiet;
 use crate::rig::site::{FAMILIES, Family};
+use crate::rig::socket::receive;
 use crate::rig::wait::{PATIENCE, pause, wait_for, wait_within};
 use crate::streams::{Opened, Pair};
 
@@ -50,9 +51,9 @@ fn datagram_flows(pair: &Pair, count: usize) -> Vec<UdpSocket> {
             let guest = UdpSocket::bind((Family::V4.any(), 0)).unwrap();
             guest.set_read_timeout(Some(PATIENCE)).unwrap();
             guest.send_to(b"?", to).unwrap();
-            let (_, from) = far.recv_from(&mut [0]).unwrap();
+            let (_, from) = receive(&far, &mut [0]).unwrap();
             far.send_to(b"!", from).unwrap();
-            guest.recv_from(&mut [0]).unwrap();
+            receive(&guest, &mut [0]).unwrap();
             guest
         };
         (0..count).map(open).collect()

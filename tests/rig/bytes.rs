@@ -70,7 +70,7 @@ pub fn echo(listener: TcpListener, clients: usize) -> EchoServer {
     EchoServer(std::thread::spawn(move || {
         let serve = |mut stream: TcpStream| {
             let mut bytes = vec![0; 16 << 10];
-            while let Ok(len @ 1..) = stream.read(&mut bytes) {
+            while let Ok(len @ 1..) = read(&stream, &mut bytes) {
                 if stream.write_all(&bytes[..len]).is_err() {
                     return;
                 }
