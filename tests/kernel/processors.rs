@@ -81,7 +81,7 @@ fn who_lets_another_thread_go_first_is_counted_as_if_put_off() {
         [after[0] - before[0], after[1] - before[1]]
     };
     let counted = std::thread::scope(|scope| {
-        let both = [(); 2].map(|()| scope.spawn(&turns));
+        let both = [(); 2].map(|()| scope.spawn(turns));
         both.map(|thread| thread.join().unwrap())
     });
     // Who is left over at the end yields to nobody.
