@@ -54,11 +54,9 @@ impl Processors {
         self.0.len()
     }
 
-    /// All of them in order, or the one that is meant.
-    fn numbers(&self, index: Option<usize>) -> Vec<usize> {
-        let is_meant = |candidate: usize| index.is_none_or(|index| index == candidate);
-        let meant = self.0.iter().enumerate().filter(|(candidate, _)| is_meant(*candidate));
-        let mut numbers: Vec<usize> = meant.map(|(_, processor)| processor.number).collect();
+    /// The numbers of all, in order.
+    fn numbers(&self) -> Vec<usize> {
+        let mut numbers: Vec<usize> = self.0.iter().map(|processor| processor.number).collect();
         numbers.sort_unstable();
         numbers
     }
@@ -127,7 +125,9 @@ pub struct Pinning<C = KernelThread> {
     given_way: u64,
     /// Switches besides those, when last looked.
     preemptions: Option<u64>,
+    /// Looks to wait for after the next move.
     pause: u32,
+    /// Looks to wait for before it.
     wait: u32,
     thread: C,
 }
@@ -181,7 +181,7 @@ impl<C: Confine> Pinning<C> {
         if std::mem::take(&mut self.holds) {
             self.processors.give_back(self.index);
             if self.still_chooses() {
-                self.is_pinned = !self.thread.confine(&self.processors.numbers(None));
+                self.is_pinned = !self.thread.confine(&self.processors.numbers());
             }
         }
     }
@@ -240,14 +240,18 @@ impl<C: Confine> Pinning<C> {
     }
 
     fn pin(&mut self, index: usize) -> bool {
-        self.thread.confine(&self.processors.numbers(Some(index)))
+        self.thread.confine(&[self.processors.0[index].number])
     }
 
     /// Nobody else has confined the thread meanwhile.
     fn still_chooses(&mut self) -> bool {
         if self.chooses {
-            let chosen = self.processors.numbers(self.is_pinned.then_some(self.index));
-            self.chooses = self.thread.confined() == chosen;
+            let confined = self.thread.confined();
+            self.chooses = if self.is_pinned {
+                confined == [self.processors.0[self.index].number]
+            } else {
+                confined == self.processors.numbers()
+            };
         }
         self.chooses
     }

@@ -17,6 +17,8 @@
 //! Datagrams stay where their socket is: nobody is called because of them, since a flow that nothing has come back on stays on the
 //! queue that the kernel chose, and its datagrams would be handed over one by one from then on. A worker to whose sockets datagrams
 //! come takes part by itself: the guest answers them by its queue.
+//!
+//! Where a worker runs is looked at once a window, too ([`crate::host::processors`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,7 +3,7 @@
 //! A guest's kernel may change the queue of a conversation, because the program has gone to another processor. Its frames
 //! are handed over to the stream's worker then, a copy each, and what the stream brings the guest comes on the old queue:
 //! interrupts on the wrong processor. So when a run of segments has come by way of one other worker, the stream moves there,
-//! every move makes the run longer that the next one takes: a guest that changes queues all the time has its frames
+//! and every move makes the run longer that the next one takes: a guest that changes queues all the time has its frames
 //! handed over. A worker with too much to do moves streams to others, too ([`crate::worker::load`]): the guest follows.
 //!
 //! # How a move is made
