@@ -7,6 +7,8 @@ NAMESPACE_THREADS = --test-threads 4
 VM_THREADS = --test-threads 4
 # Each of these has an Engine of its own.
 DOCKER_THREADS = --test-threads 3
+# What a failed test says of itself, of hythe and of its guest is enough; `make … RUST_BACKTRACE=1` says more.
+export RUST_BACKTRACE = 0
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check format lint unit loom sim kernel instructions namespace vm docker bench perf flamegraph install clean

@@ -29,7 +29,7 @@ const MARK: &str = "HYTHE_TEST";
 const PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 /// Lines of hythe's log that a test shows when it fails.
-const LAST_LINES: usize = 60;
+const LAST_LINES: usize = 150;
 
 /// What is to be mounted differently.
 type Change = dyn FnOnce(&Mounts) + Send;
@@ -273,6 +273,12 @@ impl Drop for Started {
     fn drop(&mut self) {
         let ended = self.child.try_wait();
         if let Ok(None) = ended {
+            if std::thread::panicking() {
+                // Its counters are among what it said, where it is able to tell them.
+                let before = self.log.text().len();
+                let _ = kill(Pid::from_raw(self.pid()), Signal::SIGUSR1);
+                let _ = wait_within(Duration::from_secs(2), || parse_report(&self.log.text()[before..]));
+            }
             // The helper sees it and ends the command, and so does hythe's own end of everything else.
             let _ = self.child.kill();
             let _ = self.child.wait();

@@ -23,7 +23,7 @@ const MEMORY_MIB: u32 = 256;
 const COMMAND_TIME: Duration = Duration::from_secs(90);
 
 /// Lines of each of a machine's logs that a test shows when it fails.
-const LAST_LINES: usize = 120;
+const LAST_LINES: usize = 30;
 
 /// What runs a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,6 +194,8 @@ impl Vm {
     pub fn command_within(&self, time: Duration, command: &str) -> String {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         writeln!(&self.commands, "{number} {command}").unwrap();
+        let begin = format!("begin {number}");
+        self.until(&format!("the guest to take {command}"), time, |line| (line == begin).then_some(()));
         let end = format!("end {number} ");
         let (status, mut lines) =
             self.until(command, time, |line| line.strip_prefix(&end)?.parse::<u8>().ok());
