@@ -30,11 +30,11 @@ pub struct Conduit {
 
 /// What a pump came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Pumped {
-    /// Nothing more can be moved before a socket says so.
-    Waits,
-    /// More can be moved at once.
-    More,
+pub struct Pumped {
+    /// Bytes that the sink took.
+    pub bytes: usize,
+    /// Whether more can be moved at once; if not, a socket says when.
+    pub more: bool,
 }
 
 impl Conduit {
@@ -79,8 +79,8 @@ impl Conduit {
 
     /// Moves what can be moved; passes the end of the stream on behind the last byte.
     pub fn pump(&mut self, source: RawFd, sink: RawFd) -> io::Result<Pumped> {
-        let mut moved = 0;
-        while moved < PUMP_BYTES {
+        let mut bytes = 0;
+        while bytes < PUMP_BYTES {
             let mut progress = false;
             if self.source_ready && !self.source_ended {
                 match splice(source, self.writing.as_raw_fd(), PIPE_BYTES)? {
@@ -98,7 +98,7 @@ impl Conduit {
                 match splice(self.reading.as_raw_fd(), sink, self.filled)? {
                     Some(len) => {
                         self.filled -= len.min(self.filled);
-                        moved += len;
+                        bytes += len;
                         progress = true;
                     }
                     None => self.sink_ready = false,
@@ -110,10 +110,10 @@ impl Conduit {
                 self.done = true;
             }
             if !progress {
-                return Ok(Pumped::Waits);
+                return Ok(Pumped { bytes, more: false });
             }
         }
-        Ok(Pumped::More)
+        Ok(Pumped { bytes, more: true })
     }
 }
 

@@ -77,6 +77,13 @@ pub(super) fn prepare(fd: RawFd) {
     let _ = options::set_number(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
 }
 
+/// Takes back the limit of what waits in the socket unsent. It is for sockets that are not joined: what the guest sends may wait
+/// with the guest as well, and what a joined socket's source sends has waited in a socket already.
+pub fn lift_unsent_limit(fd: RawFd) {
+    // Zero is the system's own limit. As in `prepare`, what is odd costs speed alone.
+    let _ = options::set_number(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 0);
+}
+
 fn set_report_errors(fd: RawFd, v4: bool, on: bool) {
     let (level, name) =
         if v4 { (libc::IPPROTO_IP, libc::IP_RECVERR) } else { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) };

@@ -39,6 +39,8 @@ metrics! {
     StreamsIn => "tcp_opened_in",
     /// TCP connections from the host's loopback that were joined to a socket of the guest.
     StreamsJoined => "tcp_joined",
+    /// Bytes of such connections, both ways. No frame carried them.
+    BytesJoined => "tcp_bytes_joined",
     /// TCP connections that were reset because the host's address was gone.
     StreamsDeparted => "tcp_departed",
     /// TCP connections that moved to the worker on whose queue the guest sends.

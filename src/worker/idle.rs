@@ -195,7 +195,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Looks for work for a moment, if that is likely to pay; returns whether there is some.
     fn look(&mut self) -> bool {
-        let bytes = [Metric::BytesIn, Metric::BytesOut].map(|metric| self.counters.metric(metric));
+        let bytes = [Metric::BytesIn, Metric::BytesOut, Metric::BytesJoined]
+            .map(|metric| self.counters.metric(metric));
         if !self.spinner.wants_to_look(bytes.iter().sum()) {
             return false;
         }

@@ -12,8 +12,8 @@ use crate::flow::slab::Slot;
 use crate::frame::address::Endpoint;
 use crate::frame::drop_reason::DropReason;
 use crate::host::engine::{Engine, Event, Interest, Token};
-use crate::host::splice::{Conduit, Pumped};
-use crate::host::{HostSocket, Sockets};
+use crate::host::splice::Conduit;
+use crate::host::{HostSocket, Sockets, tcp};
 use crate::link::Link;
 use crate::observe::counters::Metric;
 use crate::time::Now;
@@ -194,6 +194,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 return;
             }
             join.connected = true;
+            // Until here the client might have had to go the way of frames.
+            for fd in [join.client.fd(), join.guest.fd()] {
+                tcp::lift_unsent_limit(fd);
+            }
             self.counters.add(Metric::StreamsJoined, 1);
         }
         let Join { to_guest, to_client, queued, .. } = join;
@@ -218,12 +222,14 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             let (client, guest): (RawFd, RawFd) = (join.client.fd(), join.guest.fd());
             let results = [join.to_guest.pump(client, guest), join.to_client.pump(guest, client)];
             let finished = join.to_guest.is_done() && join.to_client.is_done();
+            let bytes: usize = results.iter().flatten().map(|pumped| pumped.bytes).sum();
+            self.counters.add(Metric::BytesJoined, bytes as u64);
             if results.iter().any(Result::is_err) {
                 // A reset on one side is a reset on the other.
                 self.end_join(slot, true);
             } else if finished {
                 self.end_join(slot, false);
-            } else if results.iter().any(|result| matches!(result, Ok(Pumped::More))) {
+            } else if results.iter().flatten().any(|pumped| pumped.more) {
                 join.queued = true;
                 self.ready_joins.push(slot);
             }

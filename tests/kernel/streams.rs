@@ -146,6 +146,9 @@ fn a_low_mark_of_unsent_bytes_bounds_what_a_socket_takes() {
         assert!(unsent >= UNSENT_MAX, "{unsent}");
         assert!(unsent < 2 * UNSENT_MAX, "{unsent}");
         assert_eq!(number(send(&from, &block)), libc::EAGAIN);
+        // Zero is the system's own, which is none unless somebody has set one.
+        set(&from, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 0).unwrap();
+        assert!(send(&from, &block).unwrap() > 0);
     }
 }
 

@@ -129,7 +129,10 @@ on_every_cell! {
             drop(one);
             expect_end(&other);
         }
-        assert_eq!(hythe.counters().get("tcp_joined"), 2);
+        let counters = hythe.counters();
+        assert_eq!(counters.get("tcp_joined"), 2);
+        // Both ways of both, and nothing of the clients that came too early: those sent nothing.
+        assert_eq!(counters.get("tcp_bytes_joined"), 2 * 200_000);
         hythe.stop().assert_clean(0);
     }
 }
