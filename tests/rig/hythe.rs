@@ -156,16 +156,21 @@ impl Start<'_> {
         let Self { host, cell, options, mounts, variables } = self;
         let child = host.run(|| {
             let own = (cell.user == User::Nobody || mounts.is_some()).then(Mounts::unshare);
-            let mut command = match (&own, cell.user) {
+            // Whoever runs the tests may ignore signals, as a shell's background does, and a shell in the guest cannot trap those.
+            let mut command = Command::new("env");
+            command.arg("--default-signal");
+            match (&own, cell.user) {
                 (Some(mounts), User::Nobody) => {
                     let program = mounts.offer_program(Path::new(PROGRAM));
                     mounts.offer_tun();
-                    let mut command = Command::new("setpriv");
-                    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program);
                     command
+                        .args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+                        .arg(program);
                 }
-                _ => Command::new(PROGRAM),
-            };
+                _ => {
+                    command.arg(PROGRAM);
+                }
+            }
             if let (Some(own), Some(change)) = (&own, mounts) {
                 change(own);
             }
