@@ -16,8 +16,9 @@ use super::{Failure, Proxy};
 use crate::policy::proxy::Kind;
 use crate::slow::shared_stream::SharedStream;
 
-/// How long the first byte may take.
-const FIRST: Duration = Duration::from_millis(150);
+/// How long the first byte may take. A client that wants TLS may load its certificates between its connection and its greeting, and
+/// is known by its address alone when it is late; one that waits for the server waits for as long, and is not to wait for 300 ms.
+const FIRST: Duration = Duration::from_millis(250);
 
 /// How long the rest of a greeting may take.
 const REST: Duration = Duration::from_secs(3);
