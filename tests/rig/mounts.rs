@@ -57,6 +57,12 @@ impl Mounts {
         Self::bind(&empty, Path::new("/dev/net"));
     }
 
+    /// Shared memory of its own: programs of one kind name theirs alike, whatever namespace they serve (shm_open(3)).
+    pub fn shared_memory(&self) {
+        let none: Option<&str> = None;
+        mount(Some("none"), "/dev/shm", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    }
+
     /// Gives a network namespace a name: a file that exists.
     pub fn name(&self, netns: &Netns, file: &Path) {
         Self::bind(&netns.path(), file);

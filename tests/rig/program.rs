@@ -54,13 +54,17 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
+        let ended = self.child.try_wait();
+        if let Ok(None) = ended {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            let said: String = self.said.drain(..).map(|said| said.join().unwrap()).collect();
-            if std::thread::panicking() {
-                eprintln!("--- {} said:\n{said}---", self.name);
+        }
+        let said: String = self.said.drain(..).map(|said| said.join().unwrap()).collect();
+        if std::thread::panicking() {
+            if let Ok(Some(status)) = ended {
+                eprintln!("--- {} had ended before the test: {status}", self.name);
             }
+            eprintln!("--- {} said:\n{said}---", self.name);
         }
     }
 }

@@ -50,7 +50,9 @@ impl Proxy {
         // Mounts are those of a thread and of what it starts.
         let started = std::thread::scope(|scope| {
             let start = || {
-                names(&Mounts::unshare());
+                let mounts = Mounts::unshare();
+                names(&mounts);
+                mounts.shared_memory();
                 Program::start(netns, words)
             };
             scope.spawn(start).join()
