@@ -77,8 +77,8 @@ pub(super) fn prepare(fd: RawFd) {
     let _ = options::set_number(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
 }
 
-/// Takes back the limit of what waits in the socket unsent. It is for sockets that are not joined: what the guest sends may wait
-/// with the guest as well, and what a joined socket's source sends has waited in a socket already.
+/// Takes back the limit of what waits in the socket unsent, which is for sockets that frames feed: what they do not take waits with
+/// the guest. What feeds a joined socket has waited in a socket already.
 pub fn lift_unsent_limit(fd: RawFd) {
     // Zero is the system's own limit. As in `prepare`, what is odd costs speed alone.
     let _ = options::set_number(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 0);
