@@ -13,7 +13,7 @@ pub const SO_PEEK_OFF: i32 = 42;
 pub const SO_MEMINFO: i32 = 55;
 
 /// How long the kernel may take for what it does at once.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The loopback addresses of both families.
 pub const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];

@@ -39,9 +39,10 @@ fn switches() -> [i64; 2] {
     [usage.voluntary_context_switches(), usage.involuntary_context_switches()]
 }
 
-#[test]
-fn a_thread_that_is_put_off_its_processor_counts_it_and_one_that_sleeps_does_not() {
-    const SLEEPS: i64 = 2000;
+const SLEEPS: i64 = 2000;
+
+/// A thread that wants a processor all the time beside one that sleeps: how often the first was put off.
+fn times_put_off_by_a_sleeper() -> i64 {
     let processor = allowed()[0];
     std::thread::scope(|scope| {
         // Wants the processor now and then, and gives it back by itself.
@@ -59,10 +60,15 @@ fn a_thread_that_is_put_off_its_processor_counts_it_and_one_that_sleeps_does_not
         while !other.is_finished() {}
         let [slept, put_off] = other.join().unwrap();
         assert!(slept >= SLEEPS && put_off < SLEEPS / 2, "{slept} sleeps, put off {put_off} times");
-        // Others may have been put off in its place.
-        let put_off = switches()[1] - before[1];
-        assert!(put_off >= SLEEPS / 20, "put off {put_off} times");
-    });
+        switches()[1] - before[1]
+    })
+}
+
+#[test]
+fn a_thread_that_is_put_off_its_processor_counts_it_and_one_that_sleeps_does_not() {
+    // The processor's other users may be put off in its place.
+    let mut tries = (0..10).map(|_| std::thread::spawn(times_put_off_by_a_sleeper).join().unwrap());
+    assert!(tries.any(|put_off| put_off >= SLEEPS / 2));
 }
 
 #[test]
@@ -86,5 +92,5 @@ fn who_lets_another_thread_go_first_is_counted_as_if_put_off() {
     });
     // Who is left over at the end yields to nobody.
     let [of_own_accord, not] = [0, 1].map(|which| counted.iter().map(|of| of[which]).sum::<i64>());
-    assert!(not > of_own_accord && not > TURNS / 10, "{counted:?}");
+    assert!(not > of_own_accord && not > TURNS / 2, "{counted:?}");
 }
