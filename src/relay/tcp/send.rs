@@ -136,7 +136,8 @@ impl Send {
 
     /// The host socket has, or may have, more to read.
     pub fn readable(&mut self) {
-        self.readable = true;
+        // What a socket says after the end of its stream is about the other direction.
+        self.readable = self.end.is_none();
     }
 
     /// A peek found less than it asked for: nothing more until the socket says so.
@@ -185,8 +186,14 @@ impl Send {
                 || self.window_seq.before(segment.seq)
                 || (self.window_seq == segment.seq && !ack.before(self.window_ack)))
         {
+            let opens = self.window == 0 && window > 0;
             self.window = window;
             self.window_max_seen = self.window_max_seen.max(window);
+            if opens {
+                // The guest has answered the probes; what goes out now waits no longer for its acknowledgement than usually.
+                self.timer.progress();
+                self.restart_timer(now);
+            }
             self.window_seq = segment.seq;
             self.window_ack = ack;
         }
@@ -219,7 +226,11 @@ impl Send {
                 self.sacked = None;
             }
         }
-        // RFC 6298, 5.2 and 5.3.
+        self.restart_timer(now);
+    }
+
+    /// RFC 6298, 5.2 and 5.3.
+    fn restart_timer(&mut self, now: Now) {
         self.deadline = if self.is_quiet() { Alarm::NONE } else { self.timer.deadline(now).into() };
     }
 

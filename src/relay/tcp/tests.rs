@@ -412,6 +412,35 @@ fn a_small_window_holds_new_bytes_back_but_not_those_that_were_lost() {
 }
 
 #[test]
+fn a_window_that_opens_ends_the_patience_of_the_probes() {
+    let mut s = Script::open();
+    s.guest(". 1 ack 1 win 64000");
+    s.host_data(u32::MAX, ". 1 len 64000");
+    s.relay.readable(s.now);
+    s.guest(". 1 ack 64001 win 0");
+    for wait in [1, 2, 4, 8, 16] {
+        s.wait(wait * 200 * MS);
+        s.expect(". 64000");
+        s.guest(". 1 ack 64001 win 0");
+    }
+    s.guest(". 1 ack 64001 win 4096");
+    s.send_wanted(u32::MAX, ". 64001 len 4096");
+    assert_eq!(s.relay.send().deadline(), Some(s.now + 200 * MS));
+}
+
+#[test]
+fn a_socket_that_has_ended_has_no_more_to_say() {
+    let mut s = Script::open();
+    s.relay.readable(s.now);
+    s.relay.end_of_stream();
+    s.expect("F. 1");
+    s.guest(". 1 ack 2 win 0");
+    // It reports room for what the guest sends, and its end beside.
+    s.relay.readable(s.now);
+    assert_eq!(s.relay.send().deadline(), None, "nothing waits for the window");
+}
+
+#[test]
 fn an_acknowledgement_that_advances_brings_its_window_whatever_its_sequence_number() {
     let mut s = Script::open();
     s.guest(". 1 ack 1 win 1024");
