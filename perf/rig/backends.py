@@ -128,16 +128,16 @@ def numbers(ports):
 class Hythe(Backend):
     """hythe, on io_uring."""
 
-    name, engine = "hythe", "io-uring"
+    name, engine, spin = "hythe", "io-uring", ()
 
     def version(self):
-        return f"{version(self.programs.hythe)}, --engine {self.engine}"
+        return " ".join([f"{version(self.programs.hythe)}, --engine {self.engine}", *self.spin])
 
     def join(self, site):
-        words = [self.programs.hythe, "attach", "--netns", site.guest.path, "--engine", self.engine, *published()]
+        words = [self.programs.hythe, "attach", "--netns", site.guest.path, "--engine", self.engine, *self.spin, *published()]
         forwarder = site.start(site.host, words, self.name)
         site.until(forwarder, "a route in the guest", site.guest.has_default_route)
-        run = (self.programs.hythe, "run", "--engine", self.engine, "--")
+        run = (self.programs.hythe, "run", "--engine", self.engine, *self.spin, "--")
         return Joined(site.guest, HOST, "127.0.0.1", forwarder, run=run)
 
 
@@ -145,6 +145,12 @@ class HytheEpoll(Hythe):
     """hythe, on epoll."""
 
     name, engine = "hythe-epoll", "epoll"
+
+
+class HytheNospin(Hythe):
+    """hythe, whose workers sleep without looking for more work before."""
+
+    name, spin = "hythe-nospin", ("--spin-us", "0")
 
 
 class Pasta(Backend):
@@ -261,8 +267,8 @@ class PasstVguest(Vguest):
 
 
 # In the order of the report's columns.
-ALL = {kind.name: kind for kind in (Hythe, HytheEpoll, Pasta, Slirp4netns, TapBridge, Routed, Veth, Loopback, HytheVguest,
-                                    PasstVguest)}
+ALL = {kind.name: kind for kind in (Hythe, HytheEpoll, HytheNospin, Pasta, Slirp4netns, TapBridge, Routed, Veth, Loopback,
+                                    HytheVguest, PasstVguest)}
 OF_VHOST_USER = {HytheVguest.name, PasstVguest.name}
-ON_REQUEST = {HytheEpoll.name} | OF_VHOST_USER
+ON_REQUEST = {HytheEpoll.name, HytheNospin.name} | OF_VHOST_USER
 QUICK = (Hythe.name, Pasta.name, TapBridge.name, Routed.name)

@@ -74,9 +74,9 @@ class Results:
         return "\n".join(["# perf/compare", "", self.summary(), "## Every run", "", *self._every_run(), ""])
 
     def summary(self):
-        """Medians, ratios, prices and stalls."""
+        """Medians, ratios, prices, shares and stalls."""
         return "\n".join([*self._opening(), "", *self._medians(), *self._ratios(), "",
-                          *self._prices(), "", *self._stalls(), ""])
+                          *self._prices(), "", *self._shares(), "", *self._stalls(), ""])
 
     def _opening(self):
         head = self.head
@@ -133,6 +133,17 @@ class Results:
             if any(cell != "–" for cell in cells):
                 yield _table_row(metric.title, cells)
 
+    def _shares(self):
+        # What moves no bytes worth counting: round trips, connections, silence.
+        runs = [run for run in self.runs if run.cpu_pct is not None and run.cpu_s_per_gb is None]
+        metrics = [metric for metric in self.metrics if any(run.metric == metric.name for run in runs)]
+        programs = [name for name in self.backends if any(run.backend == name for run in runs)]
+        if not metrics:
+            return
+        yield from _table_head("The forwarder's CPU meanwhile, % of one processor", programs)
+        for metric in metrics:
+            yield _table_row(metric.title, [_share(self.of_cell(metric, backend)) for backend in programs])
+
     def _stalls(self):
         bulk = [metric for metric in self.metrics if metric.is_bulk]
         if not bulk:
@@ -173,6 +184,11 @@ def _ratio(value):
 def _price(runs):
     values = [run.cpu_s_per_gb for run in runs if run.cpu_s_per_gb is not None]
     return f"{statistics.median(values):.2f}" if values else "–"
+
+
+def _share(runs):
+    values = [run.cpu_pct for run in runs if run.cpu_pct is not None]
+    return f"{statistics.median(values):.0f}" if values else "–"
 
 
 def _stalled(runs):
