@@ -144,6 +144,8 @@ pub struct Stream<S> {
     pub counted: bool,
     /// How many spaces the next peek may fill: grows while they are filled.
     pub burst: u8,
+    /// Few bytes came last, or none yet: few are expected.
+    pub expects_few: bool,
     /// Its segments that came on another worker's queue.
     pub strays: Strays,
 }
@@ -162,6 +164,7 @@ impl<S> Stream<S> {
             touched: None,
             counted: true,
             burst: 1,
+            expects_few: true,
             strays: Strays::default(),
         }
     }
