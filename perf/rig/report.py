@@ -134,9 +134,10 @@ class Results:
                 yield _table_row(metric.title, cells)
 
     def _shares(self):
-        # What moves no bytes worth counting: round trips, connections, silence.
+        # Round trips and connections move no bytes worth counting.
         runs = [run for run in self.runs if run.cpu_pct is not None and run.cpu_s_per_gb is None]
-        metrics = [metric for metric in self.metrics if any(run.metric == metric.name for run in runs)]
+        metrics = [metric for metric in self.metrics
+                   if metric.unit in ("µs", "/s") and any(run.metric == metric.name for run in runs)]
         programs = [name for name in self.backends if any(run.backend == name for run in runs)]
         if not metrics:
             return
