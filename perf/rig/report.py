@@ -138,7 +138,8 @@ class Results:
         runs = [run for run in self.runs if run.cpu_pct is not None and run.cpu_s_per_gb is None]
         metrics = [metric for metric in self.metrics
                    if metric.unit in ("µs", "/s") and any(run.metric == metric.name for run in runs)]
-        programs = [name for name in self.backends if any(run.backend == name for run in runs)]
+        shown = {metric.name for metric in metrics}
+        programs = [name for name in self.backends if any(run.backend == name and run.metric in shown for run in runs)]
         if not metrics:
             return
         yield from _table_head("The forwarder's CPU meanwhile, % of one processor", programs)

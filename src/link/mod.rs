@@ -57,16 +57,11 @@ pub struct Space {
     pub capacity: usize,
 }
 
-/// Bytes of a stream that are few: a request, or a short answer.
-pub const FEW: usize = 2 << 10;
-
 /// Payload that may come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ahead {
     /// Bytes of a stream, up to so many. A space may be smaller.
     Bytes(usize),
-    /// The same, when hardly more than [`FEW`] are expected: a link that pays for room by its length may give no more than that.
-    Few(usize),
     /// A datagram, or a run of them, of up to so many bytes. It must fit whole.
     Datagram(usize),
 }
@@ -74,7 +69,7 @@ pub enum Ahead {
 impl Ahead {
     /// Bytes at the most.
     pub fn bytes_max(self) -> usize {
-        let (Self::Bytes(len) | Self::Few(len) | Self::Datagram(len)) = self;
+        let (Self::Bytes(len) | Self::Datagram(len)) = self;
         len
     }
 }

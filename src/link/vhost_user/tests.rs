@@ -11,7 +11,7 @@ use crate::host::engine::Engine;
 use crate::host::engine::epoll::Epoll;
 use crate::io::{Operations, Piece};
 use crate::link::virtqueue::driver::{BUFFERS, Driver, GUEST, INDIRECT, MEMORY, WRITE};
-use crate::link::{Ahead, FEW, InboundHead, Link, Space};
+use crate::link::{Ahead, InboundHead, Link, Space};
 
 use super::pairs::Pairs;
 use super::{Attachment, Control, Queue, Ring, Takes};
@@ -164,21 +164,6 @@ fn a_frame_fills_as_many_buffers_as_it_takes_and_they_come_back_at_once() {
     bench.fill(space, 66, b"next");
     bench.publish();
     assert_eq!(bench.frames(), [(frame(66, b"next"), 1)]);
-}
-
-#[test]
-fn where_few_bytes_are_expected_few_buffers_are_taken() {
-    let mut bench = Bench::new(MERGED);
-    bench.offer(&[1500; 8]);
-    let space = bench.link.reserve_ahead(66, Ahead::Few(64_000)).unwrap();
-    assert_eq!(space.capacity, FEW);
-    let beside = bench.link.reserve_ahead(66, Ahead::Bytes(64_000)).unwrap();
-    assert_eq!(beside.capacity, 6 * 1500 - HEADER_LEN - 66, "two of eight were taken");
-    bench.link.cancel(beside);
-    let payload = bytes(FEW);
-    bench.fill(space, 66, &payload);
-    bench.publish();
-    assert_eq!(bench.frames(), [(frame(66, &payload), 2)]);
 }
 
 #[test]

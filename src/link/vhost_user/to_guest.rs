@@ -19,7 +19,7 @@ use crate::frame::build::HEAD_MAX;
 use crate::frame::offload::{HEADER_LEN, Offload};
 use crate::io::{Buffers, Piece};
 use crate::link::virtqueue::{Chain, Direction, Fault, SplitQueue};
-use crate::link::{Ahead, FEW, FRAME_MAX, InboundHead, Space, complete};
+use crate::link::{Ahead, FRAME_MAX, InboundHead, Space, complete};
 
 use super::from_guest::part_of;
 
@@ -181,7 +181,6 @@ impl ToGuest {
         let front = HEADER_LEN + head_len;
         let wanted = match payload {
             Ahead::Bytes(len) => len,
-            Ahead::Few(len) => len.min(FEW),
             Ahead::Datagram(len) => len.min(self.expected),
         };
         let (first_chain, first_piece) = (self.chains.len(), self.pieces.len());
@@ -193,7 +192,7 @@ impl ToGuest {
         }
         let direct = wanted.min(bytes - front);
         let (capacity, overflow) = match payload {
-            Ahead::Bytes(_) | Ahead::Few(_) => (direct, None),
+            Ahead::Bytes(_) => (direct, None),
             Ahead::Datagram(len) => (len, (direct < len).then(|| self.free.pop()).flatten()),
         };
         self.reserved.push(Reserved {

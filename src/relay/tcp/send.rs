@@ -186,13 +186,11 @@ impl Send {
                 || self.window_seq.before(segment.seq)
                 || (self.window_seq == segment.seq && !ack.before(self.window_ack)))
         {
-            let opens = self.window == 0 && window > 0;
+            let opens = self.window == 0 && window > 0 && !advances;
             self.window = window;
             self.window_max_seen = self.window_max_seen.max(window);
             if opens {
-                // The guest has answered the probes; what goes out now waits no longer for its acknowledgement than usually.
-                self.timer.progress();
-                self.restart_timer(now);
+                self.end_back_off(now);
             }
             self.window_seq = segment.seq;
             self.window_ack = ack;
@@ -226,12 +224,19 @@ impl Send {
                 self.sacked = None;
             }
         }
-        self.restart_timer(now);
+        // RFC 6298, 5.2 and 5.3.
+        self.deadline = if self.is_quiet() { Alarm::NONE } else { self.timer.deadline(now).into() };
     }
 
-    /// RFC 6298, 5.2 and 5.3.
-    fn restart_timer(&mut self, now: Now) {
-        self.deadline = if self.is_quiet() { Alarm::NONE } else { self.timer.deadline(now).into() };
+    /// A closed window has opened: what backed off while it was probed, or while it took nothing, waits no longer than usually.
+    fn end_back_off(&mut self, now: Now) {
+        self.timer.progress();
+        let due = self.timer.deadline(now);
+        if self.is_quiet() {
+            self.deadline = Alarm::NONE;
+        } else if self.deadline.get().is_none_or(|deadline| due < deadline) {
+            self.deadline = due.into();
+        }
     }
 
     fn take_sack(&mut self, segment: &SegmentHead) {

@@ -429,6 +429,31 @@ fn a_window_that_opens_ends_the_patience_of_the_probes() {
 }
 
 #[test]
+fn a_window_that_opens_and_closes_puts_no_retransmission_off() {
+    let mut s = Script::open();
+    s.guest(". 1 ack 1 win 64000");
+    s.host_data(u32::MAX, ". 1 len 64000");
+    let due = s.relay.send().deadline();
+    for window in [0, 1280, 0, 1280] {
+        s.wait(20 * MS);
+        s.guest(&format!(". 1 ack 1 win {window}"));
+        assert_eq!(s.relay.send().deadline(), due);
+    }
+}
+
+#[test]
+fn what_backed_off_at_a_closed_window_is_sent_again_soon_after_it_opens() {
+    let mut s = Script::open();
+    s.guest(". 1 ack 1 win 64000");
+    s.host_data(u32::MAX, ". 1 len 64000");
+    s.guest(". 1 ack 1 win 0");
+    s.wait(20 * S);
+    s.guest(". 1 ack 1 win 64000");
+    assert_eq!(s.relay.send().deadline(), Some(s.now + 200 * MS));
+    s.send_wanted(u32::MAX, ". 1 len 64000");
+}
+
+#[test]
 fn a_socket_that_has_ended_has_no_more_to_say() {
     let mut s = Script::open();
     s.relay.readable(s.now);

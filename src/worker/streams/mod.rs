@@ -144,8 +144,6 @@ pub struct Stream<S> {
     pub counted: bool,
     /// How many spaces the next peek may fill: grows while they are filled.
     pub burst: u8,
-    /// Few bytes came last, or none yet: few are expected.
-    pub expects_few: bool,
     /// Its segments that came on another worker's queue.
     pub strays: Strays,
 }
@@ -164,7 +162,6 @@ impl<S> Stream<S> {
             touched: None,
             counted: true,
             burst: 1,
-            expects_few: true,
             strays: Strays::default(),
         }
     }

@@ -12,7 +12,7 @@ use crate::frame::tcp;
 use crate::host::engine::Engine;
 use crate::host::{HostSocket, Sockets};
 use crate::io::{Kind, OperationId};
-use crate::link::{Ahead, FEW, Link};
+use crate::link::{Ahead, Link};
 use crate::observe::counters::Metric;
 use crate::relay::tcp::{Over, State, Wanted};
 use crate::time::Now;
@@ -133,9 +133,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let touched = &mut touched[index];
         let Some(stream) = streams.get_mut(touched.slot) else { return };
         let v4 = stream.key.guest.address.is_v4();
-        let Stream { relay, host: Some(host), next_host, buffer, burst, expects_few, .. } = stream else {
-            return;
-        };
+        let Stream { relay, host: Some(host), next_host, buffer, burst, .. } = stream else { return };
         if relay.state() == State::Connecting {
             return;
         }
@@ -188,8 +186,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         let mut room = 0;
         let most = if link.may_reserve_ahead() { *burst as usize } else { 0 };
         while room < wanted.len as usize && spaces.len() - first_space < most {
-            let len = capacity.min(wanted.len as usize - room);
-            let payload = if *expects_few { Ahead::Few(len) } else { Ahead::Bytes(len) };
+            let payload = Ahead::Bytes(capacity.min(wanted.len as usize - room));
             let Some(space) = link.reserve_ahead(head_len, payload) else { break };
             room += space.capacity;
             spaces.push(space);
@@ -327,7 +324,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
             return;
         };
         let result = self.operations.result(peek.operation);
-        let Some(Stream { relay, host: Some(host), next_host, burst, expects_few, .. }) =
+        let Some(Stream { relay, host: Some(host), next_host, burst, .. }) =
             self.streams.get_mut(touched.slot)
         else {
             self.cancel_spaces(&peek);
@@ -368,10 +365,7 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if again || (got > 0 && !full && !host.closed && !host.urgent) {
             relay.drained();
         }
-        *burst = if full && !*expects_few { (*burst * 2).min(BURST_MAX) } else { 1 };
-        if got > 0 {
-            *expects_few = !full && got as usize <= FEW;
-        }
+        *burst = if full { (*burst * 2).min(BURST_MAX) } else { 1 };
         self.send_peeked(touched.slot, &peek, got, !full, now);
     }
 
