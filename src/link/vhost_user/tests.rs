@@ -167,6 +167,33 @@ fn a_frame_fills_as_many_buffers_as_it_takes_and_they_come_back_at_once() {
 }
 
 #[test]
+fn room_that_was_taken_ahead_and_stayed_empty_is_not_waited_for() {
+    let mut bench = Bench::new(MERGED);
+    bench.offer(&[1500; 8]);
+    let space = bench.link.reserve_ahead(66, Ahead::Bytes(64_000)).unwrap();
+    assert!(bench.link.reserve_ahead(66, Ahead::Bytes(1400)).is_none());
+    assert!(bench.link.wants_room());
+    bench.fill(space, 66, b"few");
+    bench.publish();
+    assert!(
+        !bench.link.wants_room(),
+        "seven of eight are back, and the guest adds none while they are there"
+    );
+    assert!(bench.link.reserve_ahead(66, Ahead::Bytes(1400)).is_some());
+}
+
+#[test]
+fn a_buffer_that_is_too_small_for_a_head_is_no_room_that_came_back() {
+    let mut bench = Bench::new(MERGED);
+    bench.offer(&[20]);
+    for _ in 0..3 {
+        assert!(bench.link.reserve_ahead(66, Ahead::Bytes(1400)).is_none());
+        bench.publish();
+        assert!(bench.link.wants_room(), "or the worker would try again at once, and for ever");
+    }
+}
+
+#[test]
 fn a_stream_takes_the_room_that_there_is_and_a_space_that_stays_empty_costs_nothing() {
     let mut bench = Bench::new(MERGED);
     bench.offer(&[1500]);

@@ -383,6 +383,10 @@ impl ToGuest {
             return Ok(());
         }
         let first = self.given_back;
+        if first < self.chains.len() {
+            // Room that came back. A driver adds none while so much is there: Linux waits until it has got a good part of it.
+            self.wants_room = false;
+        }
         for chain in self.chains.drain(first..).rev() {
             queue.put_back(chain);
         }
