@@ -357,11 +357,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         if self.link.is_closed() {
             self.stop(now);
         }
-        let may_send = !self.link.wants_room();
         let more = more_mail
             || self.link_ready
             || !self.again.is_empty()
-            || (may_send && !(self.starved.is_empty() && self.readable_mappings.is_empty()))
+            || self.has_use_for_room()
             || !self.touched.is_empty()
             || !self.departed.is_over()
             || !self.waiting_listeners.is_empty()
@@ -370,8 +369,15 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         // With the next pass's E1 if there is one at once, else now.
         if self.link.has_unpublished() && !more {
             self.publish_now();
+            // That may have found room, of which the guest will not tell again.
+            return self.has_use_for_room();
         }
         more
+    }
+
+    /// Whether the link has room, and there is something to put into it.
+    fn has_use_for_room(&self) -> bool {
+        !self.link.wants_room() && !(self.starved.is_empty() && self.readable_mappings.is_empty())
     }
 
     /// E2: submits what this pass has decided as one batch, and concludes it.
