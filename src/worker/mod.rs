@@ -377,7 +377,8 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
 
     /// Whether the link has room, and there is something to put into it.
     fn has_use_for_room(&self) -> bool {
-        !self.link.wants_room() && !(self.starved.is_empty() && self.readable_mappings.is_empty())
+        let is_wanted = !self.starved.is_empty() || !self.readable_mappings.is_empty();
+        is_wanted && !self.link.wants_room()
     }
 
     /// E2: submits what this pass has decided as one batch, and concludes it.
