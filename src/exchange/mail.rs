@@ -153,8 +153,8 @@ pub enum ToWorker<S> {
         /// The stream's slot at this worker.
         stream: Slot,
     },
-    /// New addresses and rules.
-    Addresses(Arc<Addresses>),
+    /// New addresses and rules. The receipt is given back when they hold.
+    Addresses(Arc<Addresses>, Receipt),
     /// The host has these addresses no more: what came from them is over.
     AddressesGone(Arc<[Address]>),
     /// Another worker suffices no more: what the guest begins is to come by way of this one too.

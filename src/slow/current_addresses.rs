@@ -3,15 +3,14 @@
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
+use tokio::time::sleep;
+
+use super::mailing::{PAUSE, deliver, wait_for};
 use crate::exchange::Mailbox;
-use crate::exchange::mail::ToWorker;
+use crate::exchange::mail::{Receipt, ToWorker};
 use crate::frame::address::Address;
 use crate::policy::addresses::Addresses;
-
-/// How long a full mailbox is given.
-const RETRY: Duration = Duration::from_millis(5);
 
 /// What all threads are to know about addresses.
 pub struct CurrentAddresses {
@@ -30,25 +29,28 @@ impl CurrentAddresses {
         self.now.borrow().clone()
     }
 
-    /// Changes them, and tells every worker.
+    /// Changes them, and tells every worker. Once this is over, whatever the guest begins is served by what holds now.
     pub async fn change(&self, change: impl FnOnce(&mut Addresses)) {
+        let receipt = Receipt::default();
         let mut changed = Addresses::clone(&self.get());
         change(&mut changed);
         self.now.replace(Arc::new(changed));
         for worker in &self.workers {
             // What is told is what holds then: it may have changed again while the mailbox was full.
-            while worker.put(ToWorker::Addresses(self.get())).is_err() {
-                tokio::time::sleep(RETRY).await;
+            while worker.put(ToWorker::Addresses(self.get(), receipt.clone())).is_err() {
+                sleep(PAUSE).await;
             }
+        }
+        if wait_for(&receipt).await.is_err() {
+            tracing::warn!("a worker has not heard of the new addresses and rules for seconds");
         }
     }
 
     /// Tells every worker that the host has these addresses no more.
     pub async fn tell_gone(&self, gone: &Arc<[Address]>) {
         for worker in &self.workers {
-            while worker.put(ToWorker::AddressesGone(gone.clone())).is_err() {
-                tokio::time::sleep(RETRY).await;
-            }
+            // One that takes none has ended, or will never.
+            let _ = deliver(worker, ToWorker::AddressesGone(gone.clone())).await;
         }
     }
 }
@@ -69,17 +71,41 @@ mod tests {
             let first = current.change(|addresses| addresses.metadata = true);
             let second = current.change(|addresses| addresses.host_loopback = false);
             let take = async {
-                tokio::time::sleep(RETRY).await;
+                sleep(PAUSE).await;
                 assert!(matches!(mailbox.take(), Some(ToWorker::Stop)));
                 loop {
-                    if let Some(ToWorker::Addresses(told)) = mailbox.take() {
+                    if let Some(ToWorker::Addresses(told, _)) = mailbox.take() {
                         break told;
                     }
-                    tokio::time::sleep(RETRY).await;
+                    sleep(PAUSE).await;
                 }
             };
             let ((), told, ()) = tokio::join!(first, take, second);
             assert!(told.metadata && !told.host_loopback);
+        });
+    }
+
+    #[test]
+    fn a_change_is_over_when_every_worker_has_taken_it_in() {
+        let waker = Arc::new(Waker::new().unwrap());
+        let workers = vec![Mailbox::new(4, waker.clone()), Mailbox::new(4, waker)];
+        let current = CurrentAddresses::new(Arc::new(addresses()), workers.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut change = std::pin::pin!(current.change(|addresses| addresses.metadata = true));
+            for worker in &workers {
+                assert!(tokio::time::timeout(5 * PAUSE, &mut change).await.is_err(), "not all have read it");
+                let Some(ToWorker::Addresses(told, receipt)) = worker.take() else {
+                    panic!("nothing was told")
+                };
+                assert!(told.metadata);
+                assert!(
+                    tokio::time::timeout(5 * PAUSE, &mut change).await.is_err(),
+                    "it is read, and not done"
+                );
+                drop(receipt);
+            }
+            change.await;
         });
     }
 }

@@ -12,6 +12,7 @@
 //! * [`ports`]: the published ports, and how they change
 //! * [`api`]: what users and programs may ask
 //! * [`network`]: the host's network changes; [`current_addresses`]: the workers hear of it; [`events`]: so does who listens
+//! * [`mailing`]: mail to workers that has to arrive
 
 pub mod api;
 mod broker;
@@ -22,6 +23,7 @@ pub mod dns;
 pub mod echo;
 pub mod events;
 pub mod fragments;
+mod mailing;
 pub mod neighbours;
 mod network;
 pub mod ports;

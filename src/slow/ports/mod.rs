@@ -26,22 +26,18 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{spawn_local, yield_now};
 
+use super::mailing;
 use crate::exchange::Mailbox;
 use crate::exchange::mail::{Receipt, ToWorker};
 use crate::policy::publish::{Binding, PublishRequest};
 use held::Held;
 use opening::{Delivery, Opening};
 use table::{Place, PortError, Publisher, Table};
-
-/// How often a mailbox is tried that is full, and a receipt looked for that is not back: a millisecond apart.
-const TRIES: u32 = 5000;
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// So many who let go at the same time are served together.
 const UNHELD: usize = 64;
@@ -235,16 +231,9 @@ impl Publishing {
     }
 
     /// Puts mail into a worker's box, as soon as there is room.
-    async fn mail(&self, worker: usize, mut mail: ToWorker<OwnedFd>) -> Result<(), PortError> {
+    async fn mail(&self, worker: usize, mail: ToWorker<OwnedFd>) -> Result<(), PortError> {
         let Some(mailbox) = self.workers.get(worker) else { return Ok(()) };
-        for _ in 0..TRIES {
-            match mailbox.put(mail) {
-                Ok(()) => return Ok(()),
-                Err(back) => mail = back,
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        Err(PortError::Busy)
+        mailing::deliver(mailbox, mail).await.map_err(|_| PortError::Busy)
     }
 
     async fn remove(&self, removal: &Removal, publisher: Publisher) -> Result<Vec<Published>, PortError> {
@@ -300,12 +289,8 @@ impl Publishing {
             drop(row);
             yield_now().await;
         }
-        for _ in 0..TRIES {
-            if receipt.is_back() {
-                break;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        // One that does not give it back has ended, and its sockets with it.
+        let _ = mailing::wait_for(&receipt).await;
         removed
     }
 
