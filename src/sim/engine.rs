@@ -13,7 +13,7 @@ use crate::exchange::Waker;
 use crate::host::engine::{Engine, EngineCounts, Event, Interest, Token};
 use crate::io::Operations;
 
-use super::kernel::Kernel;
+use super::kernel::{FIRST_LINK_FD, Kernel, ROOM_FD};
 use super::link::Port;
 use super::stage::Stage;
 
@@ -93,20 +93,29 @@ impl Engine for ModelEngine {
     }
 
     fn arm(&mut self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-        self.stage.check(fd >= super::kernel::FIRST_LINK_FD && interest == Interest::Readable, || {
+        self.stage.check(fd >= FIRST_LINK_FD && interest == Interest::Readable, || {
             format!("descriptor {fd} is armed for {interest:?}, which the link does not ask for")
         });
-        self.port.borrow_mut().armed = Some(token);
+        let mut port = self.port.borrow_mut();
+        if fd < FIRST_LINK_FD + ROOM_FD {
+            port.armed = Some(token);
+        } else {
+            port.room.arm(Some(token));
+        }
         Ok(())
     }
 
     fn unwatch(&mut self, fd: RawFd, token: Token) {
-        self.kernel.borrow_mut().unwatch(fd, token);
+        if fd >= FIRST_LINK_FD + ROOM_FD {
+            self.port.borrow_mut().room.arm(None);
+        } else {
+            self.kernel.borrow_mut().unwatch(fd, token);
+        }
     }
 
     fn wait(&mut self, _timeout: Option<Duration>, events: &mut Vec<Event>) {
         let before = events.len();
-        if let Some(token) = self.port.borrow_mut().ring() {
+        for token in self.port.borrow_mut().ring().into_iter().flatten() {
             events.push(Event {
                 token,
                 readable: true,

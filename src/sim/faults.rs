@@ -63,6 +63,8 @@ pub enum Fault {
     DetourLost,
     /// A stream moves to another worker, and its frames do not.
     MoveUntold,
+    /// Room that is found while frames are published is slept on.
+    FoundRoomUnused,
 }
 
 impl Fault {
@@ -85,6 +87,7 @@ impl Fault {
         Self::HandedOverLost,
         Self::DetourLost,
         Self::MoveUntold,
+        Self::FoundRoomUnused,
     ];
 }
 
@@ -109,6 +112,7 @@ impl Planting {
             Some(Fault::MappingLeaked) => Some(Omission::CloseMapping),
             Some(Fault::HandedOverLost) => Some(Omission::FindOwner),
             Some(Fault::MoveUntold) => Some(Omission::TellMove),
+            Some(Fault::FoundRoomUnused) => Some(Omission::UseFoundRoom),
             _ => None,
         });
         Self(())
@@ -351,6 +355,18 @@ impl<L: Link> Link for FaultyLink<L> {
 
     fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
         self.inner.ready_fds()
+    }
+
+    fn woken(&mut self, which: usize) {
+        self.inner.woken(which);
+    }
+
+    fn wants_room(&self) -> bool {
+        self.inner.wants_room()
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        self.inner.prepare_sleep()
     }
 
     fn begin_receive(&mut self, operations: &mut Operations) {

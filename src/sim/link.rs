@@ -19,8 +19,10 @@ use crate::link::{
 };
 use crate::random::Random;
 
+use super::kernel::ROOM_FD;
 use super::memory::Lent;
 use super::plan::LinkPlan;
+use super::room::Room;
 use super::stage::Stage;
 
 /// A frame outside of the link's memory.
@@ -39,10 +41,8 @@ pub struct Port {
     pub inbox: VecDeque<Frame>,
     /// Frames to the guest that were published.
     pub outbox: Vec<Frame>,
-    /// Frames that there is room for.
-    pub room: usize,
-    /// The guest offers no room for now.
-    pub stalled: bool,
+    /// The room for more of them.
+    pub room: Room,
     /// The guest does not use the queue: the first one stands in for it.
     pub off: bool,
     /// The worker is to be told of frames.
@@ -52,14 +52,15 @@ pub struct Port {
 }
 
 impl Port {
-    /// The token of a report that is due: frames are there and the link is armed. It is reported once.
-    pub fn ring(&mut self) -> Option<Token> {
-        if self.inbox.is_empty() { None } else { self.armed.take() }
+    /// The tokens of reports that are due: frames are there, or room is, and the worker is to be told. They are reported once.
+    pub fn ring(&mut self) -> [Option<Token>; READY_FDS] {
+        let frames = if self.inbox.is_empty() { None } else { self.armed.take() };
+        [frames, self.room.ring()]
     }
 
     /// Whether a report is due.
     pub fn rings(&self) -> bool {
-        !self.inbox.is_empty() && self.armed.is_some()
+        !self.inbox.is_empty() && self.armed.is_some() || self.room.rings()
     }
 }
 
@@ -98,6 +99,10 @@ pub struct ModelLink {
     committed: Vec<(usize, Frame)>,
     /// Frames that were committed while the queue was off.
     detoured: VecDeque<Frame>,
+    /// There was not enough room.
+    wants_room: bool,
+    /// Spaces that nothing came into: their room is the link's until it publishes.
+    cancelled: usize,
 }
 
 impl ModelLink {
@@ -131,6 +136,8 @@ impl ModelLink {
             slots,
             committed,
             detoured,
+            wants_room: false,
+            cancelled: 0,
         }
     }
 
@@ -167,12 +174,12 @@ impl ModelLink {
 
     /// Room for a frame with a head of `head_len` bytes at the most.
     fn reserve_for(&mut self, head_len: usize, payload_len: usize) -> Option<Space> {
-        let mut port = self.port.borrow_mut();
-        if port.stalled || port.room == 0 {
+        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
+        let room = &mut self.port.borrow_mut().room;
+        if !room.take() {
+            self.wants_room = room.is_told;
             return None;
         }
-        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
-        port.room -= 1;
         let capacity = payload_len.min(FRAME_MAX);
         let pieces = Self::scatter(&mut self.random, self.plan, self.inbound.piece(index), capacity);
         let mut memory = self.stage.memory.borrow_mut();
@@ -213,7 +220,27 @@ impl Link for ModelLink {
     }
 
     fn ready_fds(&self) -> [Option<Ready>; READY_FDS] {
-        [Some(Ready::readable(self.fd)), None]
+        [Some(Ready::readable(self.fd)), self.wants_room.then(|| Ready::readable(self.fd + ROOM_FD))]
+    }
+
+    fn woken(&mut self, which: usize) {
+        if which == 1 {
+            self.port.borrow_mut().room.ask(false);
+        }
+    }
+
+    fn wants_room(&self) -> bool {
+        self.wants_room
+    }
+
+    fn prepare_sleep(&mut self) -> bool {
+        if self.wants_room {
+            let room = &mut self.port.borrow_mut().room;
+            self.wants_room = !room.look(&mut self.random);
+            room.ask(self.wants_room);
+            return self.wants_room;
+        }
+        true
     }
 
     fn begin_receive(&mut self, _operations: &mut Operations) {
@@ -276,7 +303,7 @@ impl Link for ModelLink {
     }
 
     fn has_unpublished(&self) -> bool {
-        !self.committed.is_empty() || !self.detoured.is_empty()
+        !self.committed.is_empty() || !self.detoured.is_empty() || self.cancelled > 0
     }
 
     fn reserve(&mut self, payload_len: usize) -> Option<Space> {
@@ -331,7 +358,7 @@ impl Link for ModelLink {
         self.stage.note_activity();
         if self.port.borrow().off {
             self.slots[index] = Slot::Free;
-            self.port.borrow_mut().room += 1;
+            self.cancelled += 1;
             self.detoured.push_back(frame);
             return;
         }
@@ -349,10 +376,14 @@ impl Link for ModelLink {
         for piece in &pieces {
             memory.take_back(piece);
         }
-        self.port.borrow_mut().room += 1;
+        self.cancelled += 1;
     }
 
-    fn begin_publish(&mut self, _operations: &mut Operations) {}
+    fn begin_publish(&mut self, _operations: &mut Operations) {
+        let room = &mut self.port.borrow_mut().room;
+        room.put_back(std::mem::take(&mut self.cancelled));
+        self.wants_room &= !room.look(&mut self.random);
+    }
 
     fn end_publish(&mut self, _operations: &Operations) -> usize {
         let mut lost = 0;
@@ -361,11 +392,10 @@ impl Link for ModelLink {
             for frame in std::mem::take(&mut self.detoured) {
                 self.note_segment(&frame);
                 let mut port = self.port.borrow_mut();
-                if port.room == 0 {
-                    lost += 1;
-                } else {
-                    port.room -= 1;
+                if port.room.take() {
                     port.outbox.push(frame);
+                } else {
+                    lost += 1;
                 }
             }
         }
@@ -374,7 +404,7 @@ impl Link for ModelLink {
             self.slots[index] = Slot::Free;
             if self.random.chance(self.plan.refused) {
                 lost += 1;
-                port.room += 1;
+                port.room.put_back(1);
             } else {
                 port.outbox.push(frame);
             }

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod pattern;
 pub mod peers;
 pub mod plan;
+pub mod room;
 pub mod servers;
 pub mod sockets;
 pub mod stage;

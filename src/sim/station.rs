@@ -32,6 +32,7 @@ use super::guest::{GATEWAY_MAC, MAC};
 use super::kernel::{FIRST_LINK_FD, Kernel};
 use super::link::{ModelLink, Port};
 use super::plan::{Plan, gateway_address, guest_address, host_address};
+use super::room::Room;
 use super::sockets::{Connections, ModelSocket, ModelSockets};
 use super::stage::Stage;
 
@@ -133,7 +134,8 @@ impl Office {
         connections: &Rc<RefCell<Connections>>,
         random: &mut Random,
     ) -> Station {
-        let port = Rc::new(RefCell::new(Port { room: plan.link.ring, ..Port::default() }));
+        let room = Room::new(plan.link.ring, plan.link.refills_ns.is_some());
+        let port = Rc::new(RefCell::new(Port { room, ..Port::default() }));
         let capabilities = Capabilities {
             mtu: plan.mtu,
             tcp_segmentation: plan.tcp_segmentation,
@@ -233,8 +235,12 @@ impl Station {
         let reserved = self.worker.link().inner().reserved();
         stage.check(reserved == 0, || format!("{reserved} spaces are neither committed nor cancelled"));
         self.asleep = self.worker.fall_asleep(busy);
+        let hears_of_room = self.port.borrow().room.will_be_told();
+        stage.check(!self.asleep || hears_of_room || !self.worker.waits_for_room(), || {
+            "a worker sleeps that waits for room, and will not be told of it".into()
+        });
         let idle = stage.activity.get() == before && !self.asleep;
-        let starved = self.port.borrow().stalled;
+        let starved = self.port.borrow().room.is_looked_for();
         self.idle = if idle && !starved { self.idle + 1 } else { 0 };
         stage.check(self.idle <= IDLE_PASSES_MAX, || {
             "a worker spins: passes that come to nothing, and no sleep".into()

@@ -369,6 +369,10 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
         // With the next pass's E1 if there is one at once, else now.
         if self.link.has_unpublished() && !more {
             self.publish_now();
+            #[cfg(feature = "sim")]
+            if simulated::omits(simulated::Omission::UseFoundRoom) {
+                return false;
+            }
             // That may have found room, of which the guest will not tell again.
             return self.has_use_for_room();
         }

@@ -25,6 +25,8 @@ pub enum Omission {
     FindOwner,
     /// A stream moves, and the flow table does not hear where it lies.
     TellMove,
+    /// Room that is found while frames are published is not looked at.
+    UseFoundRoom,
 }
 
 thread_local! {
@@ -80,6 +82,11 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
     /// Its link.
     pub fn link(&self) -> &L {
         &self.link
+    }
+
+    /// Whether something is there for the guest for which the link had no room.
+    pub fn waits_for_room(&self) -> bool {
+        !self.starved.is_empty() || !self.readable_mappings.is_empty()
     }
 
     /// When the worker has to wake by itself.

@@ -27,6 +27,8 @@ use reports::{Reports, Watch};
 pub const FIRST_FD: RawFd = 100_000;
 /// Links' descriptors start here.
 pub const FIRST_LINK_FD: RawFd = 200_000;
+/// How far behind it the descriptor is that tells of room on the same link.
+pub const ROOM_FD: RawFd = 10_000;
 
 /// The host's own addresses.
 pub fn own_address(v4: bool) -> Address {

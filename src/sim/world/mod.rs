@@ -69,6 +69,8 @@ enum Happening {
     Outcomes,
     /// A queue offers no room to hythe from now on, or does again.
     Stall(usize, bool),
+    /// The guest adds room for so many frames to a queue.
+    Refill(usize, usize),
     /// The guest does not use a queue from now on, or does again.
     Switch(usize, bool),
     /// A worker deals its streams.
@@ -286,6 +288,7 @@ impl World {
                 self.kernel.borrow_mut().settle_connects(at);
             }
             Happening::Stall(queue, on) => self.stall(queue, on),
+            Happening::Refill(queue, frames) => self.stations[queue].port.borrow_mut().room.comes(frames),
             Happening::Switch(queue, off) => self.switch(queue, off),
             Happening::Deal => self.deal(),
             Happening::Back(Return::Datagram(datagram)) => {
@@ -331,7 +334,7 @@ impl World {
 
     fn stall(&mut self, queue: usize, on: bool) {
         let Some((every_ns, for_ns)) = self.plan.link.stalls else { return };
-        self.stations[queue].port.borrow_mut().stalled = on;
+        self.stations[queue].port.borrow_mut().room.stall(on);
         let range = if on { (1, for_ns) } else { (every_ns / 2, every_ns * 3 / 2) };
         if on || !self.is_over() {
             let at = self.after(range);
@@ -414,11 +417,26 @@ impl World {
         }
         self.settle_acknowledgements();
         let frames = std::mem::take(&mut self.stations[index].port.borrow_mut().outbox);
-        self.stations[index].port.borrow_mut().room += frames.len();
+        self.refill(index, frames.len());
         for frame in frames {
             self.frame_to_guest(index, frame);
         }
         self.take_slow_mail();
+    }
+
+    /// The guest has taken frames, and adds the room for as many again.
+    fn refill(&mut self, index: usize, frames: usize) {
+        let mut port = self.stations[index].port.borrow_mut();
+        match self.plan.link.refills_ns {
+            None => port.room.put_back(frames),
+            Some(range) if frames > 0 => {
+                port.room.will_come(frames);
+                drop(port);
+                let at = self.after(range);
+                self.agenda.add(at, Happening::Refill(index, frames));
+            }
+            Some(_) => {}
+        }
     }
 
     fn settle_acknowledgements(&self) {
