@@ -141,21 +141,34 @@ class Rounds:
             return False
 
 
+class Meanwhile:
+    """What the processors did while `task` ran: `noise` of the machine, `cpu_s` and `cpu_pct` of the forwarder (None where
+    there is none, or it has ended). `result` is the task's."""
+
+    def __init__(self, world, outside, task):
+        pid = world.forwarder_pid
+        start, cpu_before = Moment(outside), processes.cpu_s(pid) if pid else None
+        self.result = task()
+        end = Moment(outside)
+        self.seconds = end.time - start.time
+        self.noise = end.since(start)
+        self.cpu_s = self.cpu_pct = None
+        if pid and world.joined.forwarder.poll() is None:
+            self.cpu_s = processes.cpu_s(pid) - cpu_before
+            self.cpu_pct = round(100 * self.cpu_s / self.seconds, 1)
+
+
 def measured(run, world, metric, seconds, outside):
     """Measures once; notes what it took."""
-    pid = world.forwarder_pid
-    start, cpu_before = Moment(outside), processes.cpu_s(pid) if pid else None
-    reading = metric.measure(world.ends, seconds)
-    end = Moment(outside)
+    meanwhile = Meanwhile(world, outside, lambda: metric.measure(world.ends, seconds))
+    reading = meanwhile.result
     run.value, run.detail = reading.value, reading.detail
     run.also = reading.also
-    if end.time - start.time >= NOISE_WINDOW_S:
-        run.noise = end.since(start)
-    if pid:
-        cpu_s = processes.cpu_s(pid) - cpu_before
-        run.cpu_pct = round(100 * cpu_s / (end.time - start.time), 1)
-        if reading.moved_bytes:
-            run.cpu_s_per_gb = round(cpu_s / (reading.moved_bytes / 1e9), 3)
+    if meanwhile.seconds >= NOISE_WINDOW_S:
+        run.noise = meanwhile.noise
+    run.cpu_pct = meanwhile.cpu_pct
+    if meanwhile.cpu_s is not None and reading.moved_bytes:
+        run.cpu_s_per_gb = round(meanwhile.cpu_s / (reading.moved_bytes / 1e9), 3)
 
 
 def line(run, metric):
