@@ -183,6 +183,41 @@ fn room_that_was_taken_ahead_and_stayed_empty_is_not_waited_for() {
 }
 
 #[test]
+fn room_that_is_found_while_it_is_taken_is_not_waited_for() {
+    let mut bench = Bench::new(MERGED);
+    assert!(bench.link.reserve_ahead(66, Ahead::Bytes(1400)).is_none() && bench.link.wants_room());
+    // Of what the guest adds meanwhile somebody else takes a part, and all of that is filled.
+    bench.offer(&[1500; 8]);
+    let space = bench.link.reserve_ahead(66, Ahead::Bytes(1400)).unwrap();
+    assert!(!bench.link.wants_room(), "seven are left, of which the guest will not tell again");
+    bench.fill(space, 66, &bytes(1400));
+    bench.publish();
+    assert!(!bench.link.wants_room());
+
+    // A frame that is complete then goes at once, too.
+    let complete = bench.link.reserve(0).unwrap();
+    bench.commit(complete, 54, 0);
+    assert!(bench.link.has_unpublished());
+    bench.publish();
+    assert_eq!(bench.frames(), [(frame(66, &bytes(1400)), 1), (frame(54, b""), 1)]);
+}
+
+#[test]
+fn a_complete_frame_that_waits_for_room_goes_with_what_is_found_for_another() {
+    let mut bench = Bench::new(MERGED);
+    let complete = bench.link.reserve(0).unwrap();
+    bench.commit(complete, 54, 0);
+    bench.publish();
+    assert!(bench.link.wants_room() && !bench.link.has_unpublished(), "the guest will tell of room");
+    bench.offer(&[1500; 8]);
+    let space = bench.link.reserve_ahead(66, Ahead::Bytes(100)).unwrap();
+    bench.fill(space, 66, b"found");
+    bench.publish();
+    assert_eq!(bench.frames(), [(frame(66, b"found"), 1), (frame(54, b""), 1)]);
+    assert!(!bench.link.wants_room());
+}
+
+#[test]
 fn a_buffer_that_is_too_small_for_a_head_is_no_room_that_came_back() {
     let mut bench = Bench::new(MERGED);
     bench.offer(&[20]);

@@ -137,7 +137,7 @@ impl ToGuest {
         self.takes = Takes::default();
     }
 
-    /// Whether the guest is to say when it offers more buffers.
+    /// Whether the guest is to say when it offers more buffers: nothing that was tried since has found any.
     pub fn wants_room(&self) -> bool {
         self.wants_room
     }
@@ -190,6 +190,7 @@ impl ToGuest {
             self.wants_room = true;
             return Ok(None);
         }
+        self.wants_room = false;
         let direct = wanted.min(bytes - front);
         let (capacity, overflow) = match payload {
             Ahead::Bytes(_) => (direct, None),
@@ -412,6 +413,7 @@ impl ToGuest {
                 }
                 give_back(queue, &self.chains, end - start);
                 self.forget_ahead();
+                self.wants_room = false;
             }
             self.staged.pop_front();
             self.free.push(slot);
