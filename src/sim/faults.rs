@@ -361,6 +361,10 @@ impl<L: Link> Link for FaultyLink<L> {
         self.inner.woken(which);
     }
 
+    fn has_work(&self) -> bool {
+        self.inner.has_work()
+    }
+
     fn wants_room(&self) -> bool {
         self.inner.wants_room()
     }

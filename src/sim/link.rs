@@ -66,6 +66,8 @@ impl Port {
 
 /// Bytes of a slot that lie between its pieces.
 const GAPS: usize = 512;
+/// Complete frames that are put together apart from a ring.
+const STAGED: usize = 16;
 /// Pieces of a scattered frame at the most.
 const PIECES: usize = 12;
 
@@ -80,7 +82,7 @@ struct Batched {
 
 enum Slot {
     Free,
-    Reserved { capacity: usize, head_len: usize, pieces: Vec<Piece> },
+    Reserved { capacity: usize, head_len: usize, pieces: Vec<Piece>, has_room: bool },
     Committed,
 }
 
@@ -97,9 +99,11 @@ pub struct ModelLink {
     inbound: Buffers,
     slots: Vec<Slot>,
     committed: Vec<(usize, Frame)>,
+    /// Complete frames for which room has yet to be found: on a ring they are put together apart from it.
+    staged: VecDeque<(usize, Frame)>,
     /// Frames that were committed while the queue was off.
     detoured: VecDeque<Frame>,
-    /// There was not enough room.
+    /// There was not enough room, whatever has been tried since.
     wants_room: bool,
     /// Spaces that nothing came into: their room is the link's until it publishes.
     cancelled: usize,
@@ -116,12 +120,13 @@ impl ModelLink {
         random: Random,
     ) -> Self {
         let outbound = Buffers::new(plan.batch, FRAME_MAX + GAPS);
-        let inbound = Buffers::new(plan.ring, FRAME_MAX + GAPS);
+        let places = if plan.room.is_some() { plan.ring + STAGED } else { plan.ring };
+        let inbound = Buffers::new(places, FRAME_MAX + GAPS);
         let mut memory = stage.memory.borrow_mut();
         memory.add_arena(&outbound);
         memory.add_arena(&inbound);
         drop(memory);
-        let slots = (0..plan.ring).map(|_| Slot::Free).collect();
+        let slots = (0..places).map(|_| Slot::Free).collect();
         let (batch, committed, detoured) = (Vec::new(), Vec::new(), VecDeque::new());
         Self {
             fd,
@@ -135,6 +140,7 @@ impl ModelLink {
             inbound,
             slots,
             committed,
+            staged: VecDeque::new(),
             detoured,
             wants_room: false,
             cancelled: 0,
@@ -167,17 +173,32 @@ impl ModelLink {
             .collect()
     }
 
+    fn free(&self) -> usize {
+        self.slots.iter().filter(|slot| matches!(slot, Slot::Free)).count()
+    }
+
     /// How many spaces are reserved at this moment.
     pub fn reserved(&self) -> usize {
         self.slots.iter().filter(|slot| matches!(slot, Slot::Reserved { .. })).count()
     }
 
-    /// Room for a frame with a head of `head_len` bytes at the most.
-    fn reserve_for(&mut self, head_len: usize, payload_len: usize) -> Option<Space> {
-        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
+    /// Whether complete frames wait for room.
+    pub fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    /// Takes room in the ring for a frame.
+    fn take_room(&mut self) -> bool {
         let room = &mut self.port.borrow_mut().room;
-        if !room.take() {
-            self.wants_room = room.is_told;
+        let took = room.take(&mut self.random);
+        self.wants_room = room.ring.is_some() && !took;
+        took
+    }
+
+    /// Room for a frame with a head of `head_len` bytes at the most.
+    fn reserve_for(&mut self, head_len: usize, payload_len: usize, has_room: bool) -> Option<Space> {
+        let index = self.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
+        if has_room && !self.take_room() {
             return None;
         }
         let capacity = payload_len.min(FRAME_MAX);
@@ -186,7 +207,7 @@ impl ModelLink {
         for piece in &pieces {
             memory.lend(piece, Lent::Space);
         }
-        self.slots[index] = Slot::Reserved { capacity, head_len, pieces };
+        self.slots[index] = Slot::Reserved { capacity, head_len, pieces, has_room };
         Some(Space { index: index as u32, capacity })
     }
 
@@ -236,7 +257,7 @@ impl Link for ModelLink {
     fn prepare_sleep(&mut self) -> bool {
         if self.wants_room {
             let room = &mut self.port.borrow_mut().room;
-            self.wants_room = !room.look(&mut self.random);
+            self.wants_room = !room.has_unseen(&mut self.random);
             room.ask(self.wants_room);
             return self.wants_room;
         }
@@ -303,20 +324,29 @@ impl Link for ModelLink {
     }
 
     fn has_unpublished(&self) -> bool {
-        !self.committed.is_empty() || !self.detoured.is_empty() || self.cancelled > 0
+        let may_go = !self.wants_room || self.port.borrow().off;
+        self.has_staged() && may_go
+            || !self.committed.is_empty()
+            || !self.detoured.is_empty()
+            || self.cancelled > 0
     }
 
     fn reserve(&mut self, payload_len: usize) -> Option<Space> {
-        self.reserve_for(HEAD_MAX, payload_len)
+        self.reserve_for(HEAD_MAX, payload_len, self.plan.room.is_none())
     }
 
     fn may_reserve_ahead(&self) -> bool {
-        !self.plan.one_ahead || self.reserved() == 0
+        let some_are_kept = self.plan.room.is_none() || self.free() > STAGED / 2;
+        some_are_kept && (!self.plan.one_ahead || self.reserved() == 0)
     }
 
     fn reserve_ahead(&mut self, head_len: usize, payload: Ahead) -> Option<Space> {
-        self.reserve_for(head_len, payload.bytes_max())
+        if self.plan.room.is_some() && self.free() <= STAGED / 2 {
+            return None;
+        }
+        self.reserve_for(head_len, payload.bytes_max(), true)
     }
+
     fn space(&self, space: Space, take: &mut dyn FnMut(Piece)) {
         match self.slots.get(space.index as usize) {
             Some(Slot::Reserved { pieces, .. }) => pieces.iter().for_each(|piece| take(*piece)),
@@ -327,7 +357,7 @@ impl Link for ModelLink {
     fn commit(&mut self, space: Space, head: &InboundHead<'_>, payload_len: usize) {
         let index = space.index as usize;
         let slot = std::mem::replace(&mut self.slots[index], Slot::Committed);
-        let Slot::Reserved { capacity, head_len, pieces } = slot else {
+        let Slot::Reserved { capacity, head_len, pieces, has_room } = slot else {
             self.stage.fail("a space is committed that is not reserved");
             return;
         };
@@ -358,17 +388,21 @@ impl Link for ModelLink {
         self.stage.note_activity();
         if self.port.borrow().off {
             self.slots[index] = Slot::Free;
-            self.cancelled += 1;
+            self.cancelled += usize::from(has_room);
             self.detoured.push_back(frame);
             return;
         }
         self.note_segment(&frame);
-        self.committed.push((index, frame));
+        if has_room {
+            self.committed.push((index, frame));
+        } else {
+            self.staged.push_back((index, frame));
+        }
     }
 
     fn cancel(&mut self, space: Space) {
         let slot = std::mem::replace(&mut self.slots[space.index as usize], Slot::Free);
-        let Slot::Reserved { pieces, .. } = slot else {
+        let Slot::Reserved { pieces, has_room, .. } = slot else {
             self.stage.fail("a space is cancelled that is not reserved");
             return;
         };
@@ -376,13 +410,14 @@ impl Link for ModelLink {
         for piece in &pieces {
             memory.take_back(piece);
         }
-        self.cancelled += 1;
+        self.cancelled += usize::from(has_room);
     }
 
     fn begin_publish(&mut self, _operations: &mut Operations) {
         let room = &mut self.port.borrow_mut().room;
+        self.wants_room &= self.cancelled == 0;
         room.put_back(std::mem::take(&mut self.cancelled));
-        self.wants_room &= !room.look(&mut self.random);
+        self.wants_room = self.wants_room && !room.has_unseen(&mut self.random);
     }
 
     fn end_publish(&mut self, _operations: &Operations) -> usize {
@@ -391,9 +426,8 @@ impl Link for ModelLink {
             // It was switched on before they had gone.
             for frame in std::mem::take(&mut self.detoured) {
                 self.note_segment(&frame);
-                let mut port = self.port.borrow_mut();
-                if port.room.take() {
-                    port.outbox.push(frame);
+                if self.take_room() {
+                    self.port.borrow_mut().outbox.push(frame);
                 } else {
                     lost += 1;
                 }
@@ -405,9 +439,24 @@ impl Link for ModelLink {
             if self.random.chance(self.plan.refused) {
                 lost += 1;
                 port.room.put_back(1);
+                self.wants_room = false;
             } else {
                 port.outbox.push(frame);
             }
+        }
+        let is_off = port.off;
+        drop(port);
+        while let Some((index, frame)) = self.staged.pop_front() {
+            if is_off {
+                // They were made for a queue that has gone.
+                lost += 1;
+            } else if self.take_room() {
+                self.port.borrow_mut().outbox.push(frame);
+            } else {
+                self.staged.push_front((index, frame));
+                break;
+            }
+            self.slots[index] = Slot::Free;
         }
         lost
     }

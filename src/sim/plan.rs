@@ -64,11 +64,19 @@ pub struct LinkPlan {
     pub one_ahead: bool,
     /// The guest offers no room for so long, about every so often (nanoseconds).
     pub stalls: Option<(u64, u64)>,
-    /// The guest adds the room that a frame has taken after so long, in nanoseconds, and tells the worker that has asked; or it
-    /// does so at once, and tells nobody.
-    pub refills_ns: Option<(u64, u64)>,
+    /// Room is a ring's; without, the guest adds it at once and tells nobody.
+    pub room: Option<RingPlan>,
     /// The guest uses a queue for so long, about, and then for as long not. The first one it always uses.
     pub switches: Option<u64>,
+}
+
+/// How the guest offers buffers in a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct RingPlan {
+    /// It looks for some that came back after so long, in nanoseconds.
+    pub after_ns: (u64, u64),
+    /// It adds no fewer than these.
+    pub added_at_once: usize,
 }
 
 /// The way between link and guest, both directions alike.
@@ -293,7 +301,7 @@ impl Plan {
                     let every_ns = random.within((5, 100)) * MS;
                     (every_ns, random.spread(30 * MS).min(every_ns / 3))
                 }),
-                refills_ns: None,
+                room: None,
                 switches: None,
             },
             wire: WirePlan {
@@ -324,7 +332,10 @@ impl Plan {
         plan.add_connections(&mut random);
         plan.add_datagrams(&mut random);
         plan.link.switches = random.chance(600_000).then(|| random.within((1, 200)) * MS);
-        plan.link.refills_ns = random.chance(700_000).then(|| (1_000, random.spread(10 * MS)));
+        plan.link.room = random.chance(700_000).then(|| RingPlan {
+            after_ns: (1_000, random.spread(10 * MS)),
+            added_at_once: random.within((1, (plan.link.ring as u64 / 4).max(1))) as usize,
+        });
         plan.deals = random.chance(300_000).then(|| random.within((1, 100)) * MS);
         plan
     }

@@ -134,7 +134,7 @@ impl Office {
         connections: &Rc<RefCell<Connections>>,
         random: &mut Random,
     ) -> Station {
-        let room = Room::new(plan.link.ring, plan.link.refills_ns.is_some());
+        let room = Room::new(plan.link.ring, plan.link.room);
         let port = Rc::new(RefCell::new(Port { room, ..Port::default() }));
         let capabilities = Capabilities {
             mtu: plan.mtu,
@@ -235,8 +235,8 @@ impl Station {
         let reserved = self.worker.link().inner().reserved();
         stage.check(reserved == 0, || format!("{reserved} spaces are neither committed nor cancelled"));
         self.asleep = self.worker.fall_asleep(busy);
-        let hears_of_room = self.port.borrow().room.will_be_told();
-        stage.check(!self.asleep || hears_of_room || !self.worker.waits_for_room(), || {
+        let waits = self.worker.waits_for_room() || self.worker.link().inner().has_staged();
+        stage.check(!self.asleep || !waits || self.port.borrow().room.is_waited_for(), || {
             "a worker sleeps that waits for room, and will not be told of it".into()
         });
         let idle = stage.activity.get() == before && !self.asleep;

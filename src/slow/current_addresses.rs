@@ -4,9 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::time::sleep;
-
-use super::mailing::{PAUSE, deliver, wait_for};
+use super::mailing::{deliver, deliver_latest, wait_for};
 use crate::exchange::Mailbox;
 use crate::exchange::mail::{Receipt, ToWorker};
 use crate::frame::address::Address;
@@ -29,19 +27,19 @@ impl CurrentAddresses {
         self.now.borrow().clone()
     }
 
-    /// Changes them, and tells every worker. Once this is over, whatever the guest begins is served by what holds now.
+    /// Changes them, and tells every worker. Once this is over, whatever the guest begins is served by what holds now,
+    /// unless a worker has not answered for seconds.
     pub async fn change(&self, change: impl FnOnce(&mut Addresses)) {
-        let receipt = Receipt::default();
+        let (receipt, mut is_heard) = (Receipt::default(), true);
         let mut changed = Addresses::clone(&self.get());
         change(&mut changed);
         self.now.replace(Arc::new(changed));
         for worker in &self.workers {
             // What is told is what holds then: it may have changed again while the mailbox was full.
-            while worker.put(ToWorker::Addresses(self.get(), receipt.clone())).is_err() {
-                sleep(PAUSE).await;
-            }
+            let told = deliver_latest(worker, || ToWorker::Addresses(self.get(), receipt.clone())).await;
+            is_heard &= told.is_ok();
         }
-        if wait_for(&receipt).await.is_err() {
+        if wait_for(&receipt).await.is_err() || !is_heard {
             tracing::warn!("a worker has not heard of the new addresses and rules for seconds");
         }
     }
@@ -49,7 +47,7 @@ impl CurrentAddresses {
     /// Tells every worker that the host has these addresses no more.
     pub async fn tell_gone(&self, gone: &Arc<[Address]>) {
         for worker in &self.workers {
-            // One that takes none has ended, or will never.
+            // One that takes no mail has ended, and its connections with it.
             let _ = deliver(worker, ToWorker::AddressesGone(gone.clone())).await;
         }
     }
@@ -57,6 +55,7 @@ impl CurrentAddresses {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mailing::RETRY;
     use super::*;
     use crate::exchange::Waker;
     use crate::slow::neighbours::tests::addresses;
@@ -71,13 +70,13 @@ mod tests {
             let first = current.change(|addresses| addresses.metadata = true);
             let second = current.change(|addresses| addresses.host_loopback = false);
             let take = async {
-                sleep(PAUSE).await;
+                tokio::time::sleep(RETRY).await;
                 assert!(matches!(mailbox.take(), Some(ToWorker::Stop)));
                 loop {
                     if let Some(ToWorker::Addresses(told, _)) = mailbox.take() {
                         break told;
                     }
-                    sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY).await;
                 }
             };
             let ((), told, ()) = tokio::join!(first, take, second);
@@ -94,13 +93,13 @@ mod tests {
         runtime.block_on(async {
             let mut change = std::pin::pin!(current.change(|addresses| addresses.metadata = true));
             for worker in &workers {
-                assert!(tokio::time::timeout(5 * PAUSE, &mut change).await.is_err(), "not all have read it");
+                assert!(tokio::time::timeout(5 * RETRY, &mut change).await.is_err(), "not all have read it");
                 let Some(ToWorker::Addresses(told, receipt)) = worker.take() else {
                     panic!("nothing was told")
                 };
                 assert!(told.metadata);
                 assert!(
-                    tokio::time::timeout(5 * PAUSE, &mut change).await.is_err(),
+                    tokio::time::timeout(5 * RETRY, &mut change).await.is_err(),
                     "it is read, and not done"
                 );
                 drop(receipt);

@@ -517,10 +517,9 @@ impl<L: Link, E: Engine, S: Sockets> Worker<L, E, S> {
                 ToWorker::Rehome { stream, socket, peer } => self.rehome(stream, socket, peer),
                 ToWorker::Break { stream } => self.break_stream(stream),
                 ToWorker::Unanswerable(client) => self.unanswerable.note(client, now),
-                ToWorker::Addresses(addresses, receipt) => {
+                ToWorker::Addresses(addresses, _receipt) => {
                     self.addresses = addresses;
                     self.readdress_published_datagrams();
-                    drop(receipt);
                 }
                 ToWorker::AddressesGone(gone) => self.addresses_gone(&gone),
                 ToWorker::TellLatencies(asker) => {

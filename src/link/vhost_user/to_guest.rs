@@ -399,8 +399,8 @@ impl ToGuest {
                 let never = !self.takes.merged && !self.chains.is_empty()
                     || self.chains.len() == usize::from(queue.size());
                 self.put_back_from(queue, 0, 0);
+                self.wants_room = !never;
                 if !never {
-                    self.wants_room = true;
                     return Ok(());
                 }
                 self.lost += 1;

@@ -69,8 +69,8 @@ enum Happening {
     Outcomes,
     /// A queue offers no room to hythe from now on, or does again.
     Stall(usize, bool),
-    /// The guest adds room for so many frames to a queue.
-    Refill(usize, usize),
+    /// The guest looks after a queue's buffers.
+    Refill(usize),
     /// The guest does not use a queue from now on, or does again.
     Switch(usize, bool),
     /// A worker deals its streams.
@@ -288,7 +288,7 @@ impl World {
                 self.kernel.borrow_mut().settle_connects(at);
             }
             Happening::Stall(queue, on) => self.stall(queue, on),
-            Happening::Refill(queue, frames) => self.stations[queue].port.borrow_mut().room.comes(frames),
+            Happening::Refill(queue) => self.stations[queue].port.borrow_mut().room.add(),
             Happening::Switch(queue, off) => self.switch(queue, off),
             Happening::Deal => self.deal(),
             Happening::Back(Return::Datagram(datagram)) => {
@@ -424,18 +424,12 @@ impl World {
         self.take_slow_mail();
     }
 
-    /// The guest has taken frames, and adds the room for as many again.
+    /// The guest has taken frames out of a queue's buffers, and will look after these.
     fn refill(&mut self, index: usize, frames: usize) {
-        let mut port = self.stations[index].port.borrow_mut();
-        match self.plan.link.refills_ns {
-            None => port.room.put_back(frames),
-            Some(range) if frames > 0 => {
-                port.room.will_come(frames);
-                drop(port);
-                let at = self.after(range);
-                self.agenda.add(at, Happening::Refill(index, frames));
-            }
-            Some(_) => {}
+        self.stations[index].port.borrow_mut().room.comes_back(frames);
+        if let Some(ring) = self.plan.link.room.filter(|_| frames > 0) {
+            let at = self.after(ring.after_ns);
+            self.agenda.add(at, Happening::Refill(index));
         }
     }
 

@@ -17,7 +17,7 @@ use crate::exchange::{Mailbox, Waker};
 use crate::policy::guest_api::GuestBounds;
 use crate::policy::port_set::PortSet;
 use crate::policy::publish::{Binding, PublishRequest, PublishedProtocol, parse};
-use crate::slow::mailing::PAUSE;
+use crate::slow::mailing::RETRY;
 
 /// The table, and workers that hold sockets and let them go.
 pub struct Bench {
@@ -62,13 +62,13 @@ impl Bench {
                             held.take(mail);
                         }
                     }
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY).await;
                 }
             });
             let unheld = tokio::task::spawn_local(publishing.clone().take_back_unheld());
             let outcome = test(publishing).await;
             // What was mailed last is taken too.
-            tokio::time::sleep(5 * PAUSE).await;
+            tokio::time::sleep(5 * RETRY).await;
             for task in [serving, unheld] {
                 task.abort();
                 let _ = task.await;
@@ -290,7 +290,7 @@ fn one_who_has_asked_and_goes_leaves_nothing_half_done() {
         let turn = publishing.turn(Publisher::Host).await;
         let asked = publishing.publish(requests(&[&range]), Publisher::Host, turn);
         // Long enough for some ports, and not for all: mailboxes are small.
-        let gone = tokio::time::timeout(PAUSE, asked).await;
+        let gone = tokio::time::timeout(RETRY, asked).await;
         assert!(gone.is_err());
         assert_eq!(unpublish(&publishing, &[&range]).await.unwrap(), 40);
     });
