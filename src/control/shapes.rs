@@ -1,6 +1,6 @@
 //! What is said at the control socket, in JSON. `docs/openapi.json` describes the same.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -171,6 +171,18 @@ pub enum Event {
         ipv4: bool,
         /// For IPv6.
         ipv6: bool,
+    },
+    /// Whom the host asks for names, and in which domains it looks for short ones.
+    Resolvers {
+        /// The servers, in order.
+        servers: Vec<SocketAddr>,
+        /// The domains.
+        search: Vec<String>,
+    },
+    /// The host's own file of names.
+    Hosts {
+        /// How many names it has.
+        names: usize,
     },
     /// A route of the host is in the way of the guest's subnet: the guest does not reach that network.
     Overlap {

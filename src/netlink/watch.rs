@@ -31,7 +31,7 @@ const BUFFER_BYTES: u32 = 1 << 20;
 /// Runs of messages that are taken at once.
 const RUNS_MAX: usize = 1024;
 
-/// New routes, and addresses that went, that are told one by one.
+/// Routes that came or went, and addresses that went, that are told one by one.
 const ROUTES_MAX: usize = 64;
 const REMOVED_MAX: usize = 64;
 
@@ -52,8 +52,10 @@ pub struct News {
     pub rules: u32,
     /// A default route, or a piece of one, was among the routes.
     pub default_route: bool,
-    /// Networks to which there are new routes, as far as there is room.
+    /// Networks to which there are new routes. Where there is no room for all, [`Self::lost`] says so.
     pub new_routes: Vec<IpNet>,
+    /// Networks to which a route has gone, likewise.
+    pub old_routes: Vec<IpNet>,
     /// Some messages were lost: anything may have changed.
     pub lost: bool,
 }
@@ -86,10 +88,13 @@ impl News {
     fn route(&mut self, route: &RouteMessage, is_new: bool) {
         let Some(destination) = destination(route) else { return };
         self.routes += 1;
+        let told = if is_new { &mut self.new_routes } else { &mut self.old_routes };
         if is_wide(&destination) {
             self.default_route = true;
-        } else if is_new && self.new_routes.len() < ROUTES_MAX {
-            self.new_routes.push(destination);
+        } else if told.len() < ROUTES_MAX {
+            told.push(destination);
+        } else {
+            self.lost = true;
         }
     }
 }

@@ -42,6 +42,7 @@ use std::time::Duration;
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::channel::Channel;
+use crate::control::shapes::Event;
 use crate::exchange::mail::{Service, ToSlow, ToWorker};
 use crate::exchange::{Mailbox, Waker};
 use crate::flow::slab::Slot;
@@ -178,7 +179,10 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
         spawn_local(async move { broker.serve().await });
     }
     let mut resolvers = slow.dns.resolv_conf();
+    let mut hosts = slow.dns.hosts();
     let mut advertise = tokio::time::interval(Duration::from_secs(neighbours::ADVERTISEMENT_INTERVAL_S));
+    // After hours in which nobody ran, one is enough.
+    advertise.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         waker.announce_sleep();
         if mail.is_empty() {
@@ -188,7 +192,8 @@ async fn serve(mut parts: Parts, network_watch: NetworkWatch) -> io::Result<()> 
                 result = wake.signalled() => result?,
                 _ = advertise.tick() => slow.advertise(),
                 Ok(()) = default_routes.changed() => slow.routes_ipv6(default_routes.borrow_and_update()[1]),
-                Ok(()) = resolvers.changed() => slow.search_in(&resolvers.borrow_and_update().search),
+                Ok(()) = resolvers.changed() => slow.follow_resolvers(&resolvers.borrow_and_update()),
+                Ok(()) = hosts.changed() => slow.events.tell(Event::Hosts { names: *hosts.borrow_and_update() }),
                 () = tokio::time::sleep(deadline.unwrap_or(Duration::MAX)) => slow.expire_fragments(),
             }
         }
@@ -313,6 +318,7 @@ impl Slow {
             router: neighbours::RouterConfig {
                 mtu: parts.mtu,
                 search: search.clone(),
+                withdrawn: Vec::new(),
                 has_route: parts.host_has_default[1],
             },
             dhcp: dhcp::DhcpConfig {
@@ -490,13 +496,16 @@ impl Slow {
         }
     }
 
-    /// The host's search domains are others now: the guest hears it from the router at once, by DHCP when it asks.
-    fn search_in(&mut self, domains: &[String]) {
-        let search = neighbours::search_names(domains);
+    /// The host asks others now, or looks elsewhere for short names: the guest hears of the domains from the router at once, by
+    /// DHCP when it asks.
+    fn follow_resolvers(&mut self, conf: &dns::ResolvConf) {
+        let dns::ResolvConf { servers, search } = conf.clone();
+        self.events.tell(Event::Resolvers { servers, search });
+        let search = neighbours::search_names(&conf.search);
         if search == self.router.search {
             return;
         }
-        self.router.search.clone_from(&search);
+        self.router.search_in(search.clone());
         self.dhcp.search.clone_from(&search);
         self.dhcpv6.search = search;
         self.advertise();

@@ -45,6 +45,8 @@ const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 /// Bytes of search domains that are told by one message: what `resolv.conf` can hold (256 characters) and no packet
 /// is filled by.
 const SEARCH_MAX: usize = 256;
+/// Domains that are remembered to be withdrawn.
+const WITHDRAWN_MAX: usize = 32;
 
 const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
@@ -58,8 +60,21 @@ pub struct RouterConfig {
     pub mtu: u16,
     /// Domains in which the guest looks for short names.
     pub search: Vec<Name>,
+    /// Domains in which it is to look no more.
+    pub withdrawn: Vec<Name>,
     /// Whether the host has a route for IPv6.
     pub has_route: bool,
+}
+
+impl RouterConfig {
+    /// The guest is to look for short names in these domains from now on, and not any more in those that it was told before.
+    pub fn search_in(&mut self, search: Vec<Name>) {
+        let before = std::mem::replace(&mut self.search, search);
+        // The latest first, if there is not room for all.
+        self.withdrawn = [before, std::mem::take(&mut self.withdrawn)].concat();
+        self.withdrawn.retain(|domain| !self.search.contains(domain));
+        self.withdrawn.truncate(WITHDRAWN_MAX);
+    }
 }
 
 /// A message of neighbour discovery that the guest may send.
@@ -233,14 +248,17 @@ fn advertise_router(
     message.extend([25, 3, 0, 0]);
     message.extend(u32::from(ROUTER_LIFETIME_S).to_be_bytes());
     message.extend(family.gateway.octets());
-    let names = uncompressed(&config.search);
-    if !names.is_empty() {
-        let units = 1 + names.len().div_ceil(8);
-        let end = message.len() + units * 8;
-        message.extend([31, units as u8, 0, 0]);
-        message.extend(u32::from(ROUTER_LIFETIME_S).to_be_bytes());
-        message.extend(names);
-        message.resize(end, 0);
+    // RFC 8106, 5.2: what is told with a lifetime of zero is not to be used any more.
+    for (domains, lifetime_s) in [(&config.search, ROUTER_LIFETIME_S), (&config.withdrawn, 0)] {
+        let names = uncompressed(domains);
+        if !names.is_empty() {
+            let units = 1 + names.len().div_ceil(8);
+            let end = message.len() + units * 8;
+            message.extend([31, units as u8, 0, 0]);
+            message.extend(u32::from(lifetime_s).to_be_bytes());
+            message.extend(names);
+            message.resize(end, 0);
+        }
     }
     let source = addresses.gateway_link_local();
     Some(icmp_frame(&route(addresses, source, to, to_mac), &message))
@@ -355,6 +373,7 @@ pub(super) mod tests {
         RouterConfig {
             mtu: 1500,
             search: vec![Name::from_ascii("corp.example.com").unwrap()],
+            withdrawn: Vec::new(),
             has_route: true,
         }
     }
@@ -575,6 +594,28 @@ pub(super) mod tests {
         let prefix = PrefixInformation::from_slice(&option(&message, 3)[1]).unwrap();
         assert_eq!(prefix.prefix, address("2001:db8:1::").octets());
         assert_eq!((prefix.on_link, prefix.autonomous_address_configuration), (false, true));
+    }
+
+    /// RFC 8106, 5.2.
+    #[test]
+    fn a_domain_that_is_searched_no_more_is_withdrawn() {
+        let name = |text: &str| Name::from_ascii(text).unwrap();
+        let mut config = config();
+        config.search_in(vec![name("vpn.example"), name("corp.example.com")]);
+        config.search_in(vec![name("corp.example.com")]);
+        let [searched, withdrawn] = &option(&advertised(&addresses(), &config), 31)[..] else {
+            panic!("two lists")
+        };
+        assert_eq!(
+            (&searched[4..8], &searched[8..]),
+            (&1800u32.to_be_bytes()[..], &b"\x04corp\x07example\x03com\0\0\0\0\0\0\0"[..])
+        );
+        assert_eq!((&withdrawn[4..8], &withdrawn[8..]), (&[0; 4][..], &b"\x03vpn\x07example\0\0\0\0"[..]));
+        config.search_in(vec![name("vpn.example")]);
+        assert_eq!(
+            (config.search, config.withdrawn),
+            (vec![name("vpn.example")], vec![name("corp.example.com")])
+        );
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!                │                 those that went and stay away: connections from them are reset
 //!                ├──▶ routes       one that overlaps the guest's subnet is told; default routes: the guest's router is one
 //!                │                 for IPv6 where the host has one
-//!                └──▶ all          one line of the log, one event; answers of resolvers are forgotten
+//!                └──▶ all          one line of the log, one event; answers of resolvers are forgotten, and resolv.conf is read
+//!                                  again: it may name a link. The hosts file has nothing to do with the network.
 //! ```
 //! Nothing polls. News that comes while the last is worked on is taken together, and looks have a pause between them: a storm of
 //! changes costs as much as its length, and not as its number.
@@ -70,7 +71,7 @@ pub struct Network {
     proxy: Proxy,
     /// Whether the host has default routes: of IPv4, of IPv6.
     has_default: watch::Sender<[bool; 2]>,
-    /// Overlaps that were told.
+    /// Overlaps that were told, and are there.
     overlaps: RefCell<Vec<(IpNet, IpNet)>>,
 }
 
@@ -87,10 +88,12 @@ impl Network {
         Self { current, events, dns, proxy, has_default, overlaps: RefCell::default() }
     }
 
-    /// What was learnt by way of another network may be wrong now.
-    fn forget(&self) {
-        self.dns.forget_answers();
-        self.proxy.network_has_changed();
+    /// What was learnt by way of another network may be wrong now. `ways`: addresses or default routes are others.
+    fn forget(&self, ways: bool) {
+        self.dns.network_has_changed(ways);
+        if ways {
+            self.proxy.network_has_changed();
+        }
     }
 
     /// Whether the host has default routes, and when that changes.
@@ -138,16 +141,23 @@ impl Network {
         if news.default_route || news.link_lost || news.lost {
             let network = watch.network()?;
             self.set_default_routes(network.has_default);
+            self.overlaps.borrow_mut().retain(|(route, _)| network.networks.contains(route));
             network.networks.iter().for_each(|route| self.check_overlap(*route));
         }
+        self.overlaps.borrow_mut().retain(|(route, _)| !news.old_routes.contains(route));
         news.new_routes.iter().for_each(|route| self.check_overlap(*route));
+        if news.default_route {
+            // Another one may be in its place.
+            self.forget(true);
+        }
         Ok(())
     }
 
     fn tell(&self, news: &News) {
-        let News { links, routes, rules, .. } = *news;
-        if links + routes + rules > 0 {
-            tracing::debug!(links, routes, rules, "the host's network has changed");
+        let News { links, routes, rules, lost, .. } = *news;
+        if links + routes + rules > 0 || lost {
+            tracing::info!(links, routes, rules, "the host's network has changed");
+            self.forget(false);
             self.events.tell(Event::Network { links, routes, rules });
         }
     }
@@ -161,9 +171,9 @@ impl Network {
             let ips = |of: &[Address]| of.iter().map(|address| address.ip()).collect::<Vec<IpAddr>>();
             let (added, removed) = (ips(&added), ips(&removed));
             tracing::info!(?added, ?removed, "the host's addresses have changed");
-            self.forget();
             self.current.change(|addresses| addresses.own = own).await;
             self.dns.learn(self.current.get());
+            self.forget(true);
             self.events.tell(Event::Addresses { added, removed });
         }
         if !went.is_empty() {
@@ -201,7 +211,6 @@ impl Network {
         if changed {
             let [ipv4, ipv6] = now;
             tracing::info!(ipv4, ipv6, "the host's default routes have changed");
-            self.forget();
             self.events.tell(Event::DefaultRoutes { ipv4, ipv6 });
         }
     }

@@ -68,6 +68,11 @@ impl AddressTable {
         Some(Found { code: ResponseCode::NoError, answers, authority: None })
     }
 
+    /// How many names there are.
+    pub fn names(&self) -> usize {
+        self.names.len()
+    }
+
     /// The name itself counts more than an asterisk, and a nearer asterisk more than a farther one (RFC 4592).
     fn addresses(&self, name: &[u8]) -> Option<&Vec<IpAddr>> {
         if self.names.is_empty() {

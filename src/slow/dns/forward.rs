@@ -4,11 +4,12 @@
 //! while the earlier ones may still answer: a resolver that takes three seconds over a recursion is slow, not dead. When
 //! all were asked and none spoke, they are asked once more, until [`Patience::total`] has passed. One that cannot be
 //! reached, or refuses the port, is passed over at once, and so is one that says SERVFAIL, NOTIMP or REFUSED; the last
-//! such answer is given where nobody does better. Every other answer is the answer, whatever its code.
+//! such answer is given where nobody does better: not those that were asked before either, for as long again as each had alone.
+//! Every other answer is the answer, whatever its code.
 //!
 //! A resolver that let its time pass is asked after the others for a while. Then it is tried by a copy of one query, beside it and
 //! with all the time that a query gives ([`Patience::attempt`]): no query waits for a dead resolver again, and one that is slow, but
-//! there, is found out to be.
+//! there, is found out to be. When the host's network changes, all are tried anew; when its addresses do, they are all trusted again.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -83,15 +84,20 @@ impl Forwarder {
         let mut attempts = Race::default();
         let mut poor = None;
         while let Some(server) = waiting.pop_front() {
+            let is_last = waiting.is_empty();
             attempts
                 .push(async move { (server, self.upstream.ask(server, query, transport, counters).await) });
             let until = deadline.min(Instant::now() + self.patience.attempt);
-            loop {
+            let mut has_spoken = false;
+            // Somebody who was asked before may yet do better than the last one, who has refused.
+            while !has_spoken || is_last && poor.is_some() && !attempts.is_empty() {
                 let Ok((from, result)) = timeout_at(until, attempts.next()).await else {
-                    counters.add(Metric::DnsServerTimeouts, 1);
-                    self.remember_silence(server);
-                    again.push_back(server);
-                    why = Unanswered::Silent;
+                    if !has_spoken {
+                        counters.add(Metric::DnsServerTimeouts, 1);
+                        self.remember_silence(server);
+                        again.push_back(server);
+                        why = Unanswered::Silent;
+                    }
                     break;
                 };
                 match result {
@@ -109,9 +115,7 @@ impl Forwarder {
                     }
                 }
                 again.retain(|server| *server != from);
-                if from == server {
-                    break;
-                }
+                has_spoken |= from == server;
             }
             if Instant::now() >= deadline {
                 break;
@@ -126,6 +130,20 @@ impl Forwarder {
     /// The addresses of the host, and the way out of it, are these now.
     pub fn learn(&self, addresses: Arc<Addresses>) {
         self.upstream.learn(addresses);
+    }
+
+    /// The host's network has changed: who was silent may not be any more, and sockets may have the wrong address.
+    pub fn doubt_silence(&self) {
+        let now = Instant::now();
+        self.silent.borrow_mut().values_mut().for_each(|until| *until = now.min(*until));
+        self.upstream.close_all_spare();
+    }
+
+    /// The ways to all resolvers are others: nothing is known of any.
+    pub fn forget_all(&self) {
+        self.silent.borrow_mut().clear();
+        self.trials.borrow_mut().clear();
+        self.upstream.close_all_spare();
     }
 
     /// By which way the host sends there.

@@ -51,11 +51,12 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::frame::address::Endpoint;
@@ -134,6 +135,12 @@ pub enum DnsError {
     Records(#[from] RecordError),
 }
 
+/// How often one query is begun, if the ways to the resolvers change while it is under way.
+const STARTS_MAX: u32 = 4;
+
+/// The host's files are not read more often than this.
+const READ_APART: Duration = Duration::from_millis(50);
+
 /// The DNS service of one guest. Clones are the same service.
 #[derive(Clone)]
 pub struct Dns(Rc<Service>);
@@ -148,6 +155,10 @@ struct Service {
     cache: RefCell<Cache>,
     zones: Zones,
     resolvers: watch::Sender<ResolvConf>,
+    /// How many names the host's own file has.
+    hosts_changed: watch::Sender<usize>,
+    /// Told when queries under way are to be asked anew.
+    ways_changed: watch::Sender<()>,
     forwarder: Forwarder,
     flights: Flights,
     streams: Flights,
@@ -170,6 +181,8 @@ impl Dns {
             cache: RefCell::new(Cache::new(settings.names.cache)),
             zones: Zones::new(&settings.names.zones),
             resolvers: watch::Sender::new(resolvers(&settings)),
+            hosts_changed: watch::Sender::default(),
+            ways_changed: watch::Sender::default(),
             forwarder: Forwarder::new(settings.patience)?,
             flights: Flights::new(settings.limits.in_flight),
             streams: Flights::new(settings.limits.streams),
@@ -270,9 +283,19 @@ impl Dns {
         };
         self.count(Metric::DnsForwarded);
         let of_zone = self.0.zones.servers(query.name());
-        let is_of_zone = of_zone.is_some();
-        let servers = of_zone.unwrap_or_else(|| self.0.resolvers.borrow().servers.as_slice().into());
-        match self.0.forwarder.forward(query, &servers, transport, counters).await {
+        let mut ways_changed = self.0.ways_changed.subscribe();
+        let mut starts = 0;
+        let outcome = loop {
+            starts += 1;
+            let servers =
+                of_zone.clone().unwrap_or_else(|| self.0.resolvers.borrow().servers.as_slice().into());
+            tokio::select! {
+                biased;
+                outcome = self.0.forwarder.forward(query, &servers, transport, counters) => break outcome,
+                Ok(()) = ways_changed.changed(), if starts < STARTS_MAX => {}
+            }
+        };
+        match outcome {
             Ok((server, reply)) => {
                 if let Some(place) = place {
                     self.0.cache.borrow_mut().keep(place, &reply);
@@ -282,7 +305,7 @@ impl Dns {
             Err(why) => {
                 self.count(Metric::DnsUnanswered);
                 let why = match why {
-                    _ if is_of_zone => ExtendedError::ZONE_SILENT,
+                    _ if of_zone.is_some() => ExtendedError::ZONE_SILENT,
                     Unanswered::NoServers => ExtendedError::NO_SERVERS,
                     Unanswered::Unreachable => ExtendedError::UNREACHABLE,
                     Unanswered::Silent => ExtendedError::SILENT,
@@ -335,7 +358,10 @@ impl Dns {
         let error = match FileWatch::new(paths) {
             Ok(mut watch) => loop {
                 // Also before the first change: a file may have changed since it was read, unwatched.
+                let begun = Instant::now();
                 self.reload();
+                // Who writes a file again and again has it read as often as that leaves time for others.
+                sleep(READ_APART.max(begun.elapsed())).await;
                 if let Err(error) = watch.changed().await {
                     break error;
                 }
@@ -347,8 +373,20 @@ impl Dns {
 
     /// Whatever has changed, what resolvers said before may be wrong now.
     fn reload(&self) {
+        let hosts = hosts_of(&self.0.settings, &self.0.link);
+        let names = hosts.names();
+        let before = self.0.hosts.replace(hosts);
+        if before != *self.0.hosts.borrow() {
+            info!(names, "names of the host's hosts file");
+            self.0.hosts_changed.send_replace(names);
+        }
+        self.read_resolvers();
+        self.0.cache.borrow_mut().clear();
+    }
+
+    fn read_resolvers(&self) {
         let new = resolvers(&self.0.settings);
-        self.0.resolvers.send_if_modified(|current| {
+        let is_other = self.0.resolvers.send_if_modified(|current| {
             if *current == new {
                 return false;
             }
@@ -356,13 +394,26 @@ impl Dns {
             *current = new;
             true
         });
-        self.0.hosts.replace(hosts_of(&self.0.settings, &self.0.link));
-        self.forget_answers();
+        if is_other {
+            self.start_anew();
+        }
     }
 
-    /// What resolvers said was true of another network: a VPN's names are others, whoever is asked.
-    pub fn forget_answers(&self) {
+    /// Nothing is known of any resolver any more, and who waits for one has the query asked again.
+    fn start_anew(&self) {
+        self.0.forwarder.forget_all();
+        self.0.ways_changed.send_replace(());
+    }
+
+    /// The host's network has changed: what resolvers said was true of another one, since a VPN's names are others, whoever is
+    /// asked; and a resolver that is named by its link may have another number. `ways`: addresses or default routes are among it.
+    pub fn network_has_changed(&self, ways: bool) {
+        self.read_resolvers();
         self.0.cache.borrow_mut().clear();
+        self.0.forwarder.doubt_silence();
+        if ways {
+            self.start_anew();
+        }
     }
 
     /// The addresses of the host, and the way out of it, are these now.
@@ -373,6 +424,11 @@ impl Dns {
     /// The resolvers and search domains in use, now and whenever they change.
     pub fn resolv_conf(&self) -> watch::Receiver<ResolvConf> {
         self.0.resolvers.subscribe()
+    }
+
+    /// How many names the host's hosts file has, whenever it is another.
+    pub fn hosts(&self) -> watch::Receiver<usize> {
+        self.0.hosts_changed.subscribe()
     }
 
     /// What has happened so far.

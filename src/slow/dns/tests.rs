@@ -313,6 +313,79 @@ async fn a_resolver_that_fails_late_is_not_asked_again() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_slow_answer_is_better_than_a_refusal_by_the_next_one() {
+    let slow = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut refusing = FakeServer::udp(|query| vec![with_code(reply_to(query), 5)]).await;
+    let dns = dns(&[slow.local_addr().unwrap(), refusing.address]);
+    let serve = async |answers: bool| {
+        let mut bytes = [0; 512];
+        let (len, from) = slow.recv_from(&mut bytes).await.unwrap();
+        refusing.heard.recv().await.unwrap();
+        while dns.counters().metric(Metric::DnsServerFailures) == 0 {
+            tokio::task::yield_now().await;
+        }
+        if answers {
+            slow.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+        }
+    };
+    let mut serve = serve;
+    let (answer, ()) = soon(async { tokio::join!(ask(&dns, 5), serve(true)) }).await.unwrap();
+    assert_eq!(answer[3] & 15, 0);
+    // Where it never comes, the refusal is what there is, and nobody is blamed for silence who has spoken.
+    let (answer, ()) = soon(async { tokio::join!(ask(&dns, 6), serve(false)) }).await.unwrap();
+    assert_eq!(answer[3] & 15, 5);
+    assert!(
+        dns.0.forwarder.is_trusted(refusing.address)
+            && !dns.0.forwarder.is_trusted(slow.local_addr().unwrap())
+    );
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_query_under_way_is_asked_anew_when_the_ways_are_others_and_not_for_ever() {
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let patience = Patience { attempt: Duration::from_secs(60), total: Duration::from_secs(60), ..PATIENCE };
+    let dns = dns_with(vec![server.local_addr().unwrap()], Limits::default(), patience);
+    let serve = async {
+        let (mut bytes, mut ports) = ([0; 512], Vec::new());
+        loop {
+            let (len, from) = server.recv_from(&mut bytes).await.unwrap();
+            ports.push(from.port());
+            dns.network_has_changed(false);
+            if ports.len() == STARTS_MAX as usize {
+                dns.network_has_changed(true);
+                server.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+                return ports;
+            }
+            dns.network_has_changed(true);
+        }
+    };
+    let (answer, mut ports) = soon(async { tokio::join!(ask(&dns, 1), serve) }).await.unwrap();
+    assert_eq!(answer[3] & 15, 0);
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), STARTS_MAX as usize, "each start has a socket of its own");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_silent_resolver_is_tried_when_the_network_changes_and_trusted_when_the_ways_are_others() {
+    let mut silent = FakeServer::silent().await;
+    let good = FakeServer::udp(|query| vec![reply_to(query)]).await;
+    let dns = dns(&[silent.address, good.address]);
+    let test = async {
+        dns.0.forwarder.remember_silence(silent.address);
+        soon(ask(&dns, 1)).await.unwrap();
+        assert_eq!(silent.heard_so_far(), 0);
+        dns.network_has_changed(false);
+        soon(ask(&dns, 2)).await.unwrap();
+        soon(silent.heard.recv()).await.unwrap().unwrap();
+        assert_eq!(dns.counters().metric(Metric::DnsServerTimeouts), 0, "no query waits for it");
+        dns.network_has_changed(true);
+        assert!(dns.0.forwarder.is_trusted(silent.address));
+    };
+    Box::pin(beside(&dns, test)).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_lost_datagram_is_sent_again() {
     let mut heard = 0;
     let server = FakeServer::udp(move |query| {

@@ -192,6 +192,11 @@ impl Upstream {
         }
     }
 
+    /// The way to a resolver may be another now: what is connected keeps the source address that it has.
+    pub fn close_all_spare(&self) {
+        self.spare.borrow_mut().clear();
+    }
+
     fn close_old(&self) {
         self.spare.borrow_mut().retain(|_, lines| {
             lines.retain(|line| line.opened.elapsed() < AGE_MAX);
