@@ -193,6 +193,14 @@ pub fn shut_down(fd: RawFd) {
     let _ = unsafe { libc::shutdown(fd, libc::SHUT_WR) };
 }
 
+/// Ends a connection with a reset, at both ends, and keeps the descriptor: whoever uses it next is told (`ECONNRESET`).
+pub fn disconnect(fd: RawFd) {
+    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address is valid for its length. A connection that is gone already needs no end.
+    let _ = unsafe { libc::connect(fd, &raw const nobody, len) };
+}
+
 /// Has the kernel probe the peer, as the guest does: after the same silence. How long it is patient then is the default of
 /// Linux, nine probes at up to 75 s each: the guest may be more patient than its probes are frequent.
 pub fn keep_alive(fd: RawFd, after: Duration) {

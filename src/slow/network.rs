@@ -177,7 +177,7 @@ impl Network {
             self.events.tell(Event::Addresses { added, removed });
         }
         if !went.is_empty() {
-            let current = self.current.clone();
+            let (current, proxy) = (self.current.clone(), self.proxy.clone());
             spawn_local(async move {
                 sleep(GRACE).await;
                 // Twice: a connection may be on its way from one worker to another, or waits to be accepted.
@@ -186,6 +186,7 @@ impl Network {
                     // It may have come back since the last look, and have connections already.
                     gone.retain(|address| !is_here(address.ip()));
                     if !gone.is_empty() {
+                        proxy.addresses_gone(&gone);
                         current.tell_gone(&Arc::from(gone)).await;
                     }
                     sleep(AGAIN).await;

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
+use super::lines::Line;
 use crate::frame::address::Endpoint;
 use crate::host::{ConnectPlan, tcp};
 use crate::policy::addresses::Addresses;
@@ -43,9 +44,9 @@ pub fn certificate_directories() -> Vec<PathBuf> {
 /// What is written to and read from.
 pub enum Wire {
     /// TCP: a worker can take it over.
-    Plain(TcpStream),
+    Plain(Line),
     /// TLS to a proxy. It stays here, since a worker knows no keys.
-    Secured(Box<TlsStream<TcpStream>>),
+    Secured(Box<TlsStream<Line>>),
 }
 
 impl Wire {
@@ -125,12 +126,12 @@ pub struct Tls(Rc<OnceCell<TlsConnector>>);
 
 impl Tls {
     /// Opens a session with `host` over a connection.
-    pub async fn open(&self, host: &str, stream: TcpStream) -> io::Result<Wire> {
+    pub async fn open(&self, host: &str, line: Line) -> io::Result<Wire> {
         let connector = self.0.get_or_try_init(|| async { connector() }).await?;
         let name = ServerName::try_from(host.to_string()).map_err(|_| {
             io::Error::new(io::ErrorKind::InvalidInput, "no name that a certificate could have")
         })?;
-        Ok(Wire::Secured(Box::new(connector.connect(name, stream).await?)))
+        Ok(Wire::Secured(Box::new(connector.connect(name, line).await?)))
     }
 }
 

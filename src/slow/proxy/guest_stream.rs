@@ -68,7 +68,7 @@ impl GuestStream {
         wire.write_all(from_guest).await?;
         wire.flush().await?;
         match wire {
-            Wire::Plain(stream) => self.rehome(end, stream).await,
+            Wire::Plain(line) => self.rehome(end, line.into_stream()).await,
             secured @ Wire::Secured(_) => {
                 let (mut secured, watched) = (secured, end.clone());
                 tokio::select! {

@@ -17,7 +17,7 @@
 //! other stream's. What stays here is requests that each are decided for themselves, and TLS to a proxy, whose keys no worker has.
 //!
 //! * [`place`]: where the guest wants to go, and whether it may
-//! * [`dial`]: connections of the slow path; [`authorization`]: who hythe is to a proxy
+//! * [`dial`]: connections of the slow path, which [`lines`] ends when the host's address goes; [`authorization`]: who hythe is to a proxy
 //! * [`body`]: bodies that may be needed twice; [`failure`]: what a guest is told; [`explain`]: what a user is
 
 mod authorization;
@@ -27,6 +27,7 @@ mod explain;
 mod failure;
 mod guest_stream;
 mod http;
+mod lines;
 pub mod peek;
 mod place;
 pub mod script;
@@ -55,7 +56,7 @@ use super::shared_stream::SharedStream;
 use crate::exchange::Mailbox;
 use crate::exchange::mail::ToWorker;
 use crate::flow::slab::Slot;
-use crate::frame::address::Endpoint;
+use crate::frame::address::{Address, Endpoint};
 use crate::observe::counters::{Counters, Metric};
 use crate::pac::Starter;
 use crate::policy::addresses::{Addresses, Destination};
@@ -67,6 +68,7 @@ use dial::{Tls, Wire};
 pub use failure::Failure;
 use guest_stream::GuestStream;
 use http::Entry;
+use lines::Lines;
 use place::Place;
 use script::{Script, ScriptError};
 use tunnel::Way;
@@ -82,6 +84,8 @@ pub const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_getpeername,
     libc::SYS_shutdown,
     libc::SYS_fcntl,
+    // What ends a connection.
+    libc::SYS_connect,
 ];
 
 /// How long a proxy may take to be there.
@@ -106,6 +110,7 @@ struct Inner {
     seats: Arc<Semaphore>,
     tls: Tls,
     script: Script,
+    lines: Lines,
     challenges: RefCell<HashMap<String, Challenge>>,
     mode: Cell<ProxyMode>,
     log_refusals: bool,
@@ -144,6 +149,7 @@ impl Proxy {
             seats: Arc::new(Semaphore::new(start.streams)),
             tls: Tls::default(),
             script,
+            lines: Lines::default(),
             challenges: RefCell::default(),
             mode: Cell::new(start.mode),
             log_refusals: start.log_refusals,
@@ -211,6 +217,15 @@ impl Proxy {
 
     fn dns(&self) -> &Dns {
         &self.0.dns
+    }
+
+    /// The host has these addresses no more.
+    pub fn addresses_gone(&self, gone: &[Address]) {
+        self.0.lines.addresses_gone(gone);
+    }
+
+    fn lines(&self) -> &Lines {
+        &self.0.lines
     }
 
     fn tls(&self) -> &Tls {

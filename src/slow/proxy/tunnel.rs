@@ -90,8 +90,8 @@ impl Proxy {
         match way {
             Way::Direct => {
                 let addresses = place.reach(&self.addresses(), self.dns()).await?;
-                let stream = dial::connect(&addresses, &self.addresses()).await?;
-                Ok(Tunnel { wire: Wire::Plain(stream), early: Bytes::new() })
+                let line = self.lines().add(dial::connect(&addresses, &self.addresses()).await?)?;
+                Ok(Tunnel { wire: Wire::Plain(line), early: Bytes::new() })
             }
             Way::Via(proxy) => match proxy.scheme {
                 Scheme::Http | Scheme::Https => self.connect(proxy, place, authorization).await,
@@ -103,10 +103,10 @@ impl Proxy {
     /// A connection to a proxy itself.
     pub async fn call(&self, proxy: &ProxyUrl) -> Result<Wire, Failure> {
         let addresses = self.addresses_of_proxy(&proxy.host, proxy.port).await?;
-        let stream = dial::connect(&addresses, &self.addresses()).await?;
+        let line = self.lines().add(dial::connect(&addresses, &self.addresses()).await?)?;
         match proxy.scheme {
-            Scheme::Https => Ok(self.tls().open(&proxy.host, stream).await?),
-            Scheme::Http | Scheme::Socks5 | Scheme::Socks5h => Ok(Wire::Plain(stream)),
+            Scheme::Https => Ok(self.tls().open(&proxy.host, line).await?),
+            Scheme::Http | Scheme::Socks5 | Scheme::Socks5h => Ok(Wire::Plain(line)),
         }
     }
 
