@@ -11,6 +11,7 @@ use crate::rig::hythe::Hythe;
 use crate::rig::site::{Family, Site};
 use crate::rig::vpn::{INSIDE, Vpn};
 use crate::rig::wait::wait_until;
+use crate::vpn::dig;
 
 fn explain(control: &Control, site: &Site, destination: &str) -> Explanation {
     let output = control.hythe(&site.host, "explain", &[destination, "--json"]);
@@ -128,5 +129,55 @@ fn a_way_that_was_chosen_is_explained_as_chosen() {
     let _again = Vpn::up(&site.host);
     site.host.ip("route add default via 10.99.0.1 metric 500");
     wait_until("the interface to be known again", || way(&control, &site, "198.51.100.1").route.is_some());
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn the_proxy_of_a_destination_is_explained() {
+    let site = Site::new();
+    let control = Control::new();
+    let hythe = Hythe::of(&site.host, ANY)
+        .options(&control.option())
+        .options("--proxy-http http://198.51.100.1:3001 --proxy-https http://198.51.100.1:3002 --proxy-bypass .straight.test")
+        .options("--record web.test=198.18.9.9 --record a.straight.test=198.18.9.9")
+        .run();
+    let said = |destination: &str| {
+        let way = explain(&control, &site, destination).ways.swap_remove(0);
+        way.further
+            .into_iter()
+            .map(|further| format!("{}: {}", further.about, further.says))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        said("web.test:80"),
+        ["proxy for http: http://198.51.100.1:3001", "proxy for everything else: http://198.51.100.1:3002"]
+    );
+    assert_eq!(said("a.straight.test:80")[0], "proxy for http: none: the bypass list names it");
+    assert_eq!(said("web.test:22"), ["proxy: none: port 22 is not among 80,443"]);
+    assert_eq!(said("host.docker.internal:80"), ["proxy: none: it is of the link"]);
+    assert!(said("web.test:80/udp").is_empty());
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn names_that_programs_add_are_the_guests_at_once() {
+    let site = Site::new();
+    let control = Control::new();
+    let hythe = Hythe::of(&site.host, ANY).options(&control.option()).run();
+    let socket = control.path.display().to_string();
+    let curl = |words: &[&str]| {
+        site.host.command(
+            &[&["curl", "-sSf", "--unix-socket", &socket, "-H", "content-type: application/json"], words]
+                .concat(),
+        )
+    };
+    curl(&["http://hythe/v1/dns", "-d", r#"{"name": "new.test", "addresses": ["192.0.2.9"]}"#]);
+    assert_eq!(dig(&hythe.guest, "new.test A"), "192.0.2.9");
+    let zone = r#"{"Name": "zone.test.", "Records": [{"Name": "db", "IP": "192.0.2.10"}]}"#;
+    curl(&["http://hythe/services/dns/add", "-d", zone]);
+    assert_eq!(dig(&hythe.guest, "db.zone.test A"), "192.0.2.10");
+    assert!(curl(&["http://hythe/services/dns/all"]).contains("192.0.2.10"));
+    curl(&["-X", "DELETE", "http://hythe/v1/dns?name=new.test"]);
+    assert_eq!(dig(&hythe.guest, "new.test A"), "");
     hythe.stop().assert_clean(0);
 }

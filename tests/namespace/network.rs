@@ -14,6 +14,7 @@ use hythe::control::shapes::Event;
 use crate::publishing::Control;
 use crate::rig::bytes::{accept, expect_reset, transfer};
 use crate::rig::cell::{ANY, on_every_cell};
+use crate::rig::http::{Server, Talk, Then};
 use crate::rig::hythe::Hythe;
 use crate::rig::netns::Netns;
 use crate::rig::process;
@@ -21,6 +22,7 @@ use crate::rig::site::{FAMILIES, Family, Site};
 use crate::rig::socket;
 use crate::rig::vpn::{INSIDE, Vpn};
 use crate::rig::wait::{PATIENCE, pause, wait_until};
+use crate::vpn::{dig, file_of};
 
 /// What is told of changes.
 struct Listener(BufReader<UnixStream>);
@@ -236,6 +238,52 @@ fn changes_are_told_to_who_listens() {
     drop(vpn);
     let log = hythe.log();
     assert_eq!(log.matches("a route of the host overlaps the guest's subnet").count(), 1, "{log}");
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn rules_resolvers_and_names_of_the_host_are_told_too() {
+    let site = Site::new();
+    let control = Control::new();
+    let hythe = Hythe::of(&site.host, ANY)
+        .options(&control.option())
+        .mounts(|mounts| {
+            mounts.etc(&[("resolv.conf", "nameserver 192.0.2.1\n"), ("hosts", "192.0.2.7 one.test\n")]);
+        })
+        .run();
+    let mut listener = Listener::new(&control);
+    site.host.ip("rule add to 192.0.2.0/24 lookup main");
+    listener.wait(|event| matches!(event, Event::Network { rules: 1, .. }).then_some(()));
+    std::fs::write(file_of(&hythe, "resolv.conf"), "nameserver 192.0.2.2\nsearch corp.test\n").unwrap();
+    let told = listener.wait(|event| match event {
+        Event::Resolvers { servers, search } if !search.is_empty() => Some((servers, search)),
+        _ => None,
+    });
+    assert_eq!(told, (vec!["192.0.2.2:53".parse().unwrap()], vec!["corp.test".to_string()]));
+    std::fs::write(file_of(&hythe, "hosts"), "192.0.2.7 one.test two.test\n").unwrap();
+    listener.wait(|event| matches!(event, Event::Hosts { names: 2 }).then_some(()));
+    assert_eq!(dig(&hythe.guest, "two.test A"), "192.0.2.7");
+    hythe.stop().assert_clean(0);
+}
+
+#[test]
+fn a_request_that_goes_by_the_vpns_proxy_ends_with_the_vpn() {
+    let site = Site::new();
+    let vpn = Vpn::up(&site.host);
+    let inside = Family::V4.elsewhere(INSIDE, 1);
+    let _proxy = Server::start(&vpn.0, inside, 3128, |talk, _| {
+        // The rest never comes.
+        talk.try_send("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\na part")?;
+        Ok(Then::Next)
+    });
+    let hythe = Hythe::of(&site.host, ANY).options(&format!("--proxy-http http://{inside}:3128")).run();
+    let mut guest = Talk::to(&hythe.guest, Family::V4.far(), 80);
+    guest.send("GET / HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    assert_eq!(guest.head().status(), 200);
+    assert_eq!(guest.exact(6), b"a part");
+    Vpn::down(&site.host);
+    // Long before anybody's patience ends.
+    guest.wait_for_end();
     hythe.stop().assert_clean(0);
 }
 

@@ -26,7 +26,7 @@ const MEANS: &str = "203.0.113.80\n203.0.113.81";
 /// What "at once" is, on a machine that is busy with other tests.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-fn dig(guest: &Netns, words: &str) -> String {
+pub fn dig(guest: &Netns, words: &str) -> String {
     let fixed = ["dig", "@192.168.65.1", "+tries=1", "+time=20", "+nocookie", "+short"];
     let words: Vec<&str> = fixed.into_iter().chain(words.split_whitespace()).collect();
     let output = guest.command(&words);
@@ -36,7 +36,7 @@ fn dig(guest: &Netns, words: &str) -> String {
 }
 
 /// A file of the host that hythe sees, as this process can reach it.
-fn file_of(hythe: &Hythe, name: &str) -> PathBuf {
+pub fn file_of(hythe: &Hythe, name: &str) -> PathBuf {
     format!("/proc/{}/root/etc/{name}", hythe.pid()).into()
 }
 
@@ -87,6 +87,42 @@ fn no_other_way_inside(host: &Netns) {
         let network = family.elsewhere_network(INSIDE);
         host.ip(&format!("route add unreachable {network} metric 5000"));
     }
+}
+
+/// A VPN may come with a route, a rule or another default route, and with nothing else that is new: the addresses are there, and the
+/// resolver has the address of the office's.
+#[test]
+fn names_follow_a_route_a_rule_and_another_default_route_at_once() {
+    let site = Site::new();
+    let far = Family::V4.far();
+    let office = DnsServer::start(&site.far, far, 1);
+    let vpn = Vpn::up(&site.host);
+    vpn.0.ip(&format!("addr add {far}/32 dev lo"));
+    let inside = DnsServer::start(&vpn.0, far, 7);
+    let hythe = Hythe::of(&site.host, ANY)
+        .mounts(move |mounts| mounts.resolv_conf(&format!("nameserver {far}\n")))
+        .run();
+    site.host.ip("route add default via 10.99.0.1 table 99");
+    let (office_says, vpn_says) = ("203.0.113.1", "203.0.113.7");
+    for (comes, goes) in [
+        (format!("route add {far}/32 via 10.99.0.1"), format!("route del {far}/32")),
+        (format!("rule add to {far} lookup 99"), format!("rule del to {far} lookup 99")),
+        (
+            "route replace default via 10.99.0.1".to_string(),
+            "route replace default via 10.77.0.1".to_string(),
+        ),
+    ] {
+        for (change, says) in [(&comes, vpn_says), (&goes, office_says)] {
+            site.host.ip(change);
+            wait_until(change, || dig(&hythe.guest, "whoami.test A") == says);
+            wait_until("the answer to be kept", || {
+                let asked = office.asked().len() + inside.asked().len();
+                assert_eq!(dig(&hythe.guest, "whoami.test A"), says, "{change}");
+                office.asked().len() + inside.asked().len() == asked
+            });
+        }
+    }
+    hythe.stop().assert_clean(0);
 }
 
 on_every_cell! {
