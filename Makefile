@@ -9,9 +9,16 @@ VM_THREADS = --test-threads 4
 DOCKER_THREADS = --test-threads 3
 # What a failed test says of itself, of hythe and of its guest is enough; `make … RUST_BACKTRACE=1` says more.
 export RUST_BACKTRACE = 0
+FUZZ_SECONDS ?= 60
+# How libFuzzer sees where an input leads: a pass of LLVM's, which stable Rust has.
+FUZZ_FLAGS = -C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 \
+	-C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table \
+	-C llvm-args=-sanitizer-coverage-trace-compares
+# Named, so that build scripts are built without those.
+FUZZ_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check format lint unit loom sim kernel instructions namespace vm docker bench perf flamegraph install clean
+.PHONY: help build demo test check format lint unit loom sim fuzz kernel instructions namespace vm docker bench perf flamegraph install clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +57,14 @@ loom: ## Every interleaving of the flow table's and the mailboxes' threads
 
 sim: ## The simulation, over many seeds (SEEDS=10000; HYTHE_SEED=n replays one)
 	HYTHE_SEEDS=$(SEEDS) cargo test --locked --features sim --test sim
+
+fuzz: ## The path of a name, against bytes that nobody has thought of (FUZZ_SECONDS=60; not in `make test`)
+	tests/setup fuzz
+	RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --locked --release --manifest-path tests/fuzz/Cargo.toml \
+		--target $(FUZZ_TARGET) --target-dir target/fuzz
+	mkdir -p target/fuzz/corpus
+	target/fuzz/$(FUZZ_TARGET)/release/dns -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=10 -rss_limit_mb=512 \
+		-artifact_prefix=target/fuzz/ target/fuzz/corpus tests/fuzz/seeds
 
 kernel: ## What is relied on of the kernel
 	cargo test --locked --test kernel
