@@ -877,6 +877,42 @@ async fn the_users_records_count_more_than_the_link_and_the_hosts_file_and_may_c
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn what_systemd_resolved_writes_of_a_vpn_empties_the_cache() {
+    let directory = Directory::new();
+    let resolved_conf = directory.path("resolved.conf");
+    std::fs::write(&resolved_conf, "nameserver 192.0.2.1\n").unwrap();
+    let server = lasting(300).await;
+    let names = NamePolicy { cache: 10, ..settings().names };
+    let dns = dns_of(Settings {
+        servers: vec![server.address],
+        resolved_conf: resolved_conf.clone(),
+        names,
+        ..settings()
+    });
+    let test = async {
+        // What was read at first is read again when it is watched: that is over when an answer stays.
+        let kept = async {
+            while dns.counters().metric(Metric::DnsCacheHits) == 0 {
+                ask(&dns, 1).await;
+            }
+        };
+        soon(kept).await.unwrap();
+        std::fs::write(&resolved_conf, "nameserver 192.0.2.1\nnameserver 10.8.0.53\n").unwrap();
+        let forgotten = async {
+            while dns.0.cache.borrow().len() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(forgotten).await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        () = dns.follow_files() => panic!("not followed"),
+        () = test => {}
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn the_hosts_file_is_followed_and_can_be_left_out() {
     let directory = Directory::new();
     let (path, file) = (directory.path("hosts"), directory.path("file"));
