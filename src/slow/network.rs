@@ -138,16 +138,17 @@ impl Network {
         if news.links > 0 || news.lost {
             self.follow_outbound_interface().await;
         }
+        // Another default route may be in the place of the one before.
+        let mut ways = news.default_route;
         if news.default_route || news.link_lost || news.lost {
             let network = watch.network()?;
-            self.set_default_routes(network.has_default);
+            ways |= self.set_default_routes(network.has_default);
             self.overlaps.borrow_mut().retain(|(route, _)| network.networks.contains(route));
             network.networks.iter().for_each(|route| self.check_overlap(*route));
         }
         self.overlaps.borrow_mut().retain(|(route, _)| !news.old_routes.contains(route));
         news.new_routes.iter().for_each(|route| self.check_overlap(*route));
-        if news.default_route {
-            // Another one may be in its place.
+        if ways {
             self.forget(true);
         }
         Ok(())
@@ -207,13 +208,15 @@ impl Network {
         self.dns.learn(self.current.get());
     }
 
-    fn set_default_routes(&self, now: [bool; 2]) {
+    /// Whether there are default routes where there were none, or none any more.
+    fn set_default_routes(&self, now: [bool; 2]) -> bool {
         let changed = self.has_default.send_if_modified(|known| std::mem::replace(known, now) != now);
         if changed {
             let [ipv4, ipv6] = now;
             tracing::info!(ipv4, ipv6, "the host's default routes have changed");
             self.events.tell(Event::DefaultRoutes { ipv4, ipv6 });
         }
+        changed
     }
 
     /// Tells a route of the host that is in the way of the guest's subnet; each once.
