@@ -37,7 +37,7 @@ pub struct Netlink {
 }
 
 /// A route of the host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct HostRoute {
     /// The destinations; of length zero for a default route.
     pub destination: IpNet,
@@ -276,6 +276,8 @@ pub fn interface_index(name: &str) -> Option<u32> {
 pub struct HostNetwork {
     /// Destinations of routes, those left out that are default routes or pieces of one.
     pub networks: Vec<IpNet>,
+    /// These, in order.
+    pub wide: Vec<HostRoute>,
     /// The host's own addresses, sorted.
     pub own: Vec<Address>,
     /// Whether there is a default route, for IPv4 and IPv6.
@@ -293,10 +295,12 @@ impl HostNetwork {
     fn ask(netlink: &mut Netlink) -> io::Result<Self> {
         let routes = netlink.routes()?;
         let addresses = netlink.addresses()?;
-        let (wide, networks): (Vec<IpNet>, Vec<IpNet>) =
-            routes.iter().map(|route| route.destination).partition(is_wide);
-        let has_default =
-            [true, false].map(|v4| wide.iter().any(|net| net.addr().is_ipv4() == v4 && leads_out(net)));
+        let (mut wide, networks): (Vec<_>, Vec<_>) =
+            routes.into_iter().partition(|route| is_wide(&route.destination));
+        wide.sort_unstable();
+        let networks = networks.iter().map(|route| route.destination).collect();
+        let leads = |v4, net: &IpNet| net.addr().is_ipv4() == v4 && leads_out(net);
+        let has_default = [true, false].map(|v4| wide.iter().any(|route| leads(v4, &route.destination)));
         let own = sorted(&addresses);
         let global = |net: &IpNet| match net {
             IpNet::V6(net) if GLOBAL.contains(&net.addr()) && net.prefix_len() <= 64 => {
@@ -305,7 +309,7 @@ impl HostNetwork {
             _ => None,
         };
         let global_prefix = addresses.iter().find_map(global).filter(|_| has_default[1]);
-        Ok(Self { networks, own, has_default, global_prefix })
+        Ok(Self { networks, wide, own, has_default, global_prefix })
     }
 
     /// The network of the host that covers, or lies in, `subnet`.

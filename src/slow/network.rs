@@ -33,7 +33,7 @@ use super::proxy::Proxy;
 use super::readable::ReadableWatch;
 use crate::control::shapes::Event;
 use crate::frame::address::Address;
-use crate::netlink::{NetworkWatch, News, interface_index};
+use crate::netlink::{HostRoute, NetworkWatch, News, interface_index};
 use crate::policy::addresses::Addresses;
 use crate::policy::outbound::Interface;
 
@@ -71,6 +71,8 @@ pub struct Network {
     proxy: Proxy,
     /// Whether the host has default routes: of IPv4, of IPv6.
     has_default: watch::Sender<[bool; 2]>,
+    /// Default routes, and pieces of them, as they were last seen.
+    wide: RefCell<Vec<HostRoute>>,
     /// Overlaps that were told, and are there.
     overlaps: RefCell<Vec<(IpNet, IpNet)>>,
 }
@@ -85,10 +87,18 @@ impl Network {
         has_default: [bool; 2],
     ) -> Self {
         let has_default = watch::Sender::new(has_default);
-        Self { current, events, dns, proxy, has_default, overlaps: RefCell::default() }
+        Self {
+            current,
+            events,
+            dns,
+            proxy,
+            has_default,
+            wide: RefCell::default(),
+            overlaps: RefCell::default(),
+        }
     }
 
-    /// What was learnt by way of another network may be wrong now. `ways`: addresses or default routes are others.
+    /// What was learnt by way of another network may be wrong now. `ways`: the world may be reached in other ways.
     fn forget(&self, ways: bool) {
         self.dns.network_has_changed(ways);
         if ways {
@@ -132,17 +142,19 @@ impl Network {
 
     /// Takes over what has changed.
     async fn look(&self, watch: &mut NetworkWatch, news: &mut News) -> io::Result<()> {
-        if news.addresses > 0 || news.lost {
-            self.set_addresses(watch.addresses()?, std::mem::take(&mut news.removed)).await;
-        }
-        if news.links > 0 || news.lost {
-            self.follow_outbound_interface().await;
-        }
         // Another default route may be in the place of the one before.
         let mut ways = news.default_route;
+        if news.links > 0 || news.lost {
+            ways |= self.follow_outbound_interface().await;
+        }
+        if news.addresses > 0 || news.lost {
+            ways |= self.set_addresses(watch.addresses()?, std::mem::take(&mut news.removed)).await;
+        }
         if news.default_route || news.link_lost || news.lost {
             let network = watch.network()?;
-            ways |= self.set_default_routes(network.has_default);
+            self.set_default_routes(network.has_default);
+            // Those of IPv4 go with their link, without a word, and another one may be left.
+            ways |= self.wide.replace(network.wide.clone()) != network.wide;
             self.overlaps.borrow_mut().retain(|(route, _)| network.networks.contains(route));
             network.networks.iter().for_each(|route| self.check_overlap(*route));
         }
@@ -163,18 +175,19 @@ impl Network {
         }
     }
 
-    /// The host has these addresses; `went` are some that it had since the last look.
-    async fn set_addresses(&self, own: Vec<Address>, mut went: Vec<Address>) {
+    /// The host has these addresses; `went` are some that it had since the last look. Returns whether the world may be reached in other
+    /// ways now: the links of containers come and go with addresses that lead nowhere.
+    async fn set_addresses(&self, own: Vec<Address>, mut went: Vec<Address>) -> bool {
         let before = self.current.get();
         let (added, removed) = (missing(&own, &before.own), missing(&before.own, &own));
         went.extend(&removed);
+        let ways = added.iter().chain(&removed).any(|address| !address.is_link_local());
         if !added.is_empty() || !removed.is_empty() {
             let ips = |of: &[Address]| of.iter().map(|address| address.ip()).collect::<Vec<IpAddr>>();
             let (added, removed) = (ips(&added), ips(&removed));
             tracing::info!(?added, ?removed, "the host's addresses have changed");
             self.current.change(|addresses| addresses.own = own).await;
             self.dns.learn(self.current.get());
-            self.forget(true);
             self.events.tell(Event::Addresses { added, removed });
         }
         if !went.is_empty() {
@@ -194,29 +207,31 @@ impl Network {
                 }
             });
         }
+        ways
     }
 
-    /// The interface that the user has chosen comes again under another number.
-    async fn follow_outbound_interface(&self) {
-        let Some(known) = self.current.get().outbound.interface.clone() else { return };
-        let Some(index) = interface_index(&known.name).filter(|index| *index != known.index) else { return };
+    /// The interface that the user has chosen comes again under another number. Returns whether it does.
+    async fn follow_outbound_interface(&self) -> bool {
+        let Some(known) = self.current.get().outbound.interface.clone() else { return false };
+        let Some(index) = interface_index(&known.name).filter(|index| *index != known.index) else {
+            return false;
+        };
         tracing::info!(interface = known.name, "the interface by which traffic leaves is there again");
         let set = |addresses: &mut Addresses| {
             addresses.outbound.interface = Some(Interface { index, ..known });
         };
         self.current.change(set).await;
         self.dns.learn(self.current.get());
+        true
     }
 
-    /// Whether there are default routes where there were none, or none any more.
-    fn set_default_routes(&self, now: [bool; 2]) -> bool {
+    fn set_default_routes(&self, now: [bool; 2]) {
         let changed = self.has_default.send_if_modified(|known| std::mem::replace(known, now) != now);
         if changed {
             let [ipv4, ipv6] = now;
             tracing::info!(ipv4, ipv6, "the host's default routes have changed");
             self.events.tell(Event::DefaultRoutes { ipv4, ipv6 });
         }
-        changed
     }
 
     /// Tells a route of the host that is in the way of the guest's subnet; each once.

@@ -4,14 +4,15 @@
 //! while the earlier ones may still answer: a resolver that takes three seconds over a recursion is slow, not dead. When
 //! all were asked and none spoke, they are asked once more, until [`Patience::total`] has passed. One that cannot be
 //! reached, or refuses the port, is passed over at once, and so is one that says SERVFAIL, NOTIMP or REFUSED; the last
-//! such answer is given where nobody does better: not those that were asked before either, for as long again as each had alone.
+//! such answer is given where nobody does better: not those that were asked before either and have not spoken, for as long again as each
+//! had alone.
 //! Every other answer is the answer, whatever its code.
 //!
 //! A resolver that let its time pass is asked after the others for a while. Then it is tried by a copy of one query, beside it and
 //! with all the time that a query gives ([`Patience::attempt`]): no query waits for a dead resolver again, and one that is slow, but
-//! there, is found out to be. When the host's network changes, all are tried anew; when its addresses do, they are all trusted again.
+//! there, is found out to be. When the host's network changes, all are tried anew; when the world may be reached in other ways, they are all trusted again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -43,6 +44,8 @@ pub(super) struct Forwarder {
     trials: RefCell<Vec<(SocketAddr, Vec<u8>)>>,
     /// There are such.
     to_try: Notify,
+    /// When all that kept silent were, or are, to be tried last.
+    doubted: Cell<Option<Instant>>,
 }
 
 /// Why there is no answer.
@@ -65,19 +68,20 @@ impl Forwarder {
             silent: RefCell::default(),
             trials: RefCell::default(),
             to_try: Notify::new(),
+            doubted: Cell::default(),
         })
     }
 
-    /// The answer of these resolvers, byte for byte but for the ID, which is the guest's, and which of them gave it.
+    /// The answer of these resolvers, byte for byte but for the ID, which is the guest's, and which of them gave it; until the deadline.
     pub async fn forward(
         &self,
         query: &Query<'_>,
         servers: &[SocketAddr],
         transport: Transport,
         counters: &Counters,
+        deadline: Instant,
     ) -> Result<(SocketAddr, Vec<u8>), Unanswered> {
         let mut why = if servers.is_empty() { Unanswered::NoServers } else { Unanswered::Unreachable };
-        let deadline = Instant::now() + self.patience.total;
         self.begin_trials(query, servers);
         let mut waiting = self.in_order(servers);
         let mut again = VecDeque::new();
@@ -89,8 +93,8 @@ impl Forwarder {
                 .push(async move { (server, self.upstream.ask(server, query, transport, counters).await) });
             let until = deadline.min(Instant::now() + self.patience.attempt);
             let mut has_spoken = false;
-            // Somebody who was asked before may yet do better than the last one, who has refused.
-            while !has_spoken || is_last && poor.is_some() && !attempts.is_empty() {
+            // Somebody who was asked before, and has not spoken, may yet do better than the last one, who has refused.
+            while !has_spoken || is_last && poor.is_some() && !again.is_empty() {
                 let Ok((from, result)) = timeout_at(until, attempts.next()).await else {
                     if !has_spoken {
                         counters.add(Metric::DnsServerTimeouts, 1);
@@ -135,7 +139,14 @@ impl Forwarder {
     /// The host's network has changed: who was silent may not be any more, and sockets may have the wrong address.
     pub fn doubt_silence(&self) {
         let now = Instant::now();
-        self.silent.borrow_mut().values_mut().for_each(|until| *until = now.min(*until));
+        // Changes may come faster than a trial is over.
+        let due = match self.doubted.get() {
+            Some(before) if before > now => before,
+            Some(before) => now.max(before + self.patience.attempt),
+            None => now,
+        };
+        self.doubted.set(Some(due));
+        self.silent.borrow_mut().values_mut().for_each(|until| *until = due.min(*until));
         self.upstream.close_all_spare();
     }
 

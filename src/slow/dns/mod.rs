@@ -56,7 +56,7 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
 use crate::frame::address::Endpoint;
@@ -136,7 +136,7 @@ pub enum DnsError {
 }
 
 /// How often one query is begun, if the ways to the resolvers change while it is under way.
-const STARTS_MAX: u32 = 4;
+const STARTS_MAX: u32 = 8;
 
 /// The host's files are not read more often than this.
 const READ_APART: Duration = Duration::from_millis(50);
@@ -284,16 +284,24 @@ impl Dns {
         self.count(Metric::DnsForwarded);
         let of_zone = self.0.zones.servers(query.name());
         let mut ways_changed = self.0.ways_changed.subscribe();
+        let patience = self.0.settings.patience;
+        let deadline = Instant::now() + patience.total;
         let mut starts = 0;
         let outcome = loop {
             starts += 1;
             let servers =
                 of_zone.clone().unwrap_or_else(|| self.0.resolvers.borrow().servers.as_slice().into());
-            tokio::select! {
+            let outcome = tokio::select! {
                 biased;
-                outcome = self.0.forwarder.forward(query, &servers, transport, counters) => break outcome,
-                Ok(()) = ways_changed.changed(), if starts < STARTS_MAX => {}
+                outcome = self.0.forwarder.forward(query, &servers, transport, counters, deadline) => outcome,
+                Ok(()) = ways_changed.changed(), if starts < STARTS_MAX => continue,
+            };
+            // Between two networks there is no way for a moment.
+            let may_come = (2..STARTS_MAX).contains(&starts) && Instant::now() < deadline;
+            if outcome != Err(Unanswered::Unreachable) || !may_come {
+                break outcome;
             }
+            let _ = timeout_at(deadline.min(Instant::now() + patience.attempt), ways_changed.changed()).await;
         };
         match outcome {
             Ok((server, reply)) => {
@@ -406,7 +414,7 @@ impl Dns {
     }
 
     /// The host's network has changed: what resolvers said was true of another one, since a VPN's names are others, whoever is
-    /// asked; and a resolver that is named by its link may have another number. `ways`: addresses or default routes are among it.
+    /// asked; and a resolver that is named by its link may have another number. `ways`: the world may be reached in other ways.
     pub fn network_has_changed(&self, ways: bool) {
         self.read_resolvers();
         self.0.cache.borrow_mut().clear();

@@ -367,6 +367,34 @@ async fn a_query_under_way_is_asked_anew_when_the_ways_are_others_and_not_for_ev
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_query_under_way_waits_for_the_next_network_where_there_is_none_for_a_moment() {
+    let before = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = before.local_addr().unwrap();
+    let patience = Patience { attempt: Duration::from_secs(60), total: Duration::from_secs(60), ..PATIENCE };
+    let dns = dns_with(vec![address], Limits::default(), patience);
+    let serve = async {
+        let mut bytes = [0; 512];
+        before.recv_from(&mut bytes).await.unwrap();
+        // The way is gone: whoever asks is refused.
+        drop(before);
+        dns.network_has_changed(true);
+        while dns.counters().metric(Metric::DnsServerUnreachable) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let after = tokio::net::UdpSocket::bind(address).await.unwrap();
+        dns.network_has_changed(true);
+        let (len, from) = after.recv_from(&mut bytes).await.unwrap();
+        after.send_to(&reply_to(&bytes[..len]), from).await.unwrap();
+    };
+    let (answer, ()) = soon(async { tokio::join!(ask(&dns, 1), serve) }).await.unwrap();
+    assert_eq!(answer[3] & 15, 0);
+    // One that begins where there is no way has its answer at once, as ever.
+    drop(dns);
+    let dns = dns_with(vec![refused_port()], Limits::default(), patience);
+    assert_eq!(ask(&dns, 2).await[3] & 15, 2);
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_silent_resolver_is_tried_when_the_network_changes_and_trusted_when_the_ways_are_others() {
     let mut silent = FakeServer::silent().await;
     let good = FakeServer::udp(|query| vec![reply_to(query)]).await;

@@ -1,7 +1,8 @@
 //! Connections of the slow path, and their end when the host has their address no more.
 //!
 //! A worker resets what it has itself. What stays here, because it is decided request by request or goes by TLS to a proxy, is
-//! disconnected here: whoever reads or writes it hears of a reset, and the guest with him.
+//! disconnected here: whoever reads or writes it hears of a reset. The guest's end of a tunnel is reset, too; an answer to a request ends
+//! before it is whole, so that what of it has come is not lost.
 
 use std::cell::RefCell;
 use std::io;
